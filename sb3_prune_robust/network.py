@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from scipy.special import erf, expit
 from torch import nn
 
-Array = np.ndarray
+Array = npt.NDArray[Any]
 
 # SB3 and its sister package: methods defined there do what `action_network` takes for granted.
 _TRUSTED_MODULES = ("stable_baselines3.", "sb3_prune_robust.", "torch.")

@@ -1,0 +1,193 @@
+"""
+Zeros that stay zero, and a Lipschitz bound that holds, on ordinary linear layers.
+
+Both are enforced where weights change, by hooks on the parameters and on the optimiser, and nothing is stored beside the
+weights: a pruned weight is an exact zero in a plain ``nn.Linear``, so the state dict is that of the plain network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import torch as th
+from torch import nn
+
+# Between two exact projections a product of norms may exceed its bound by this share (promised to users: 1e-2).
+TRAINING_SLACK = 9e-3
+# The share by which an exactly projected product may exceed its bound (promised: 1e-5): covers float32 rounding.
+EXACT_SLACK = 1e-6
+
+
+class WeightMasks:
+    """
+    Keeps pruned weights at exactly 0.0. The zeros of the weights are the masks: :meth:`rearm` reads them.
+
+    Gradients of pruned weights are zeroed by tensor hooks, which fire before SB3 clips the gradient and for TRPO's
+    ``autograd.grad`` too. After each optimiser step the weights and every per-weight optimiser state (Adam's moments,
+    RMSprop's averages, momentum) are zeroed again, whatever the optimiser did.
+
+    :param weights: the weight matrices that may be pruned, by layer name
+    :param optimizers: the optimisers that step them
+    """
+
+    def __init__(self, weights: Mapping[str, th.Tensor], optimizers: Sequence[th.optim.Optimizer]) -> None:
+        self.weights = dict(weights)
+        self.pruned: dict[str, th.Tensor] = {}
+        self.after_update: Callable[[], None] = _nothing  # the Lipschitz projection, where there is one
+        self._optimizers = list(optimizers)
+        self._hooked: set[str] = set()
+        for optimizer in self._optimizers:
+            optimizer.register_step_post_hook(self._after_step)
+
+    def n_pruned(self, names: Iterable[str]) -> int:
+        """Number of weights under a mask in the named layers."""
+        return sum(int(self.pruned[name].sum()) for name in names if name in self.pruned)
+
+    def rearm(self) -> None:
+        """
+        Take the masks anew from the zeros that the weights hold now.
+
+        A layer of nothing but zeros is an initialisation (of a head, say), not a mask: pruning leaves each layer a weight.
+        """
+        zeros = {name: weight.detach() == 0 for name, weight in self.weights.items()}
+        self.pruned = {name: zero for name, zero in zeros.items() if bool(zero.any()) and not bool(zero.all())}
+        self._enforce()
+
+    def prune(self, pruned: Mapping[str, th.Tensor]) -> None:
+        """
+        Add to the masks: what is pruned stays pruned.
+
+        :param pruned: for each layer to change, a boolean tensor of its weight's shape, True where to prune
+        """
+        for name, where in pruned.items():
+            self.pruned[name] = where | self.pruned[name] if name in self.pruned else where.clone()
+        self._enforce()
+        self.after_update()
+
+    def _enforce(self) -> None:
+        for name in self.pruned.keys() - self._hooked:
+            if self.weights[name].requires_grad:
+                self.weights[name].register_hook(partial(self._mask_gradient, name))
+                self._hooked.add(name)
+        self._zero()
+
+    def _mask_gradient(self, name: str, gradient: th.Tensor) -> th.Tensor | None:
+        return gradient.masked_fill(self.pruned[name], 0.0) if name in self.pruned else None
+
+    @th.no_grad()
+    def _zero(self) -> None:
+        for name, where in self.pruned.items():
+            weight = self.weights[name]
+            weight.masked_fill_(where, 0.0)
+            for optimizer in self._optimizers:
+                for value in optimizer.state.get(weight, {}).values():
+                    if isinstance(value, th.Tensor) and value.shape == weight.shape:
+                        value.masked_fill_(where, 0.0)
+
+    def _after_step(self, *_: Any) -> None:
+        self._zero()
+
+
+def _nothing() -> None:
+    """The action after a mask update of a policy with no projection."""
+
+
+def weight_masks(policy: nn.Module) -> WeightMasks:
+    """
+    The :class:`WeightMasks` of a policy over all its linear layers, made and attached when it has none yet.
+
+    One object a policy, so that the hooks are registered once, however many callbacks or ``learn()`` calls follow.
+
+    :param policy: a policy with its ``optimizer``
+    :return: its masks
+    """
+    masks: WeightMasks | None = getattr(policy, "_weight_masks", None)
+    if masks is None:
+        weights = {name: module.weight for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
+        optimizer: Any = policy.optimizer
+        masks = WeightMasks(weights, [optimizer])
+        policy._weight_masks = masks  # type: ignore[assignment]
+        masks.rearm()
+    return masks
+
+
+def spectral_norm(weight: th.Tensor) -> float:
+    """Largest singular value by a float64 SVD, rounded up by more than the SVD's error."""
+    return float(np.linalg.norm(_matrix(weight).astype(np.float64), 2)) * (1 + 1e-12)
+
+
+def _matrix(weight: th.Tensor) -> npt.NDArray[Any]:
+    matrix: npt.NDArray[Any] = weight.detach().cpu().numpy()
+    return matrix
+
+
+def _quick_norm(weight: th.Tensor) -> float:
+    """Largest singular value from the Gram matrix of the shorter side in the weight's own precision (error about 1e-5)."""
+    matrix = _matrix(weight)
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    n = len(gram)
+    top = scipy.linalg.eigh(gram, eigvals_only=True, subset_by_index=(n - 1, n - 1), check_finite=False, overwrite_a=True)
+    return math.sqrt(max(float(top[0]), 0.0))
+
+
+class LipschitzProjection:
+    """
+    Keeps the product of the layers' spectral norms within a bound (Gouk et al. 2018, by scaling whole layers).
+
+    Layers are only ever scaled by factors of at most 1: zeros stay zeros and no absolute weight grows, so at a pruning event
+    the absolute path product never rises. Scaling all by ONE factor leaves the ratios of the norms to training: a layer that
+    wants a larger share takes it from the others, and none of the bound is wasted.
+
+    :param weights: the weight matrices, in order
+    :param bound: the largest product of their spectral norms
+    """
+
+    def __init__(self, weights: Sequence[th.Tensor], bound: float) -> None:
+        self.weights = list(weights)
+        self.bound = bound
+        self._reference: list[th.Tensor] = []  # the weights when the norms were last measured
+        self._norms: list[float] = []
+        self._exact = False  # whether they were measured exactly
+
+    @th.no_grad()
+    def project(self) -> None:
+        """Exact projection; does nothing when no weight has changed since the last one."""
+        if self._exact and all(th.equal(w, r) for w, r in zip(self.weights, self._reference, strict=True)):
+            return
+        self._rescale(spectral_norm, EXACT_SLACK)
+        self._exact = True
+
+    @th.no_grad()
+    def after_step(self, *_: Any) -> None:
+        """
+        Keep the product within ``bound * (1 + 1e-2)``, for use after each optimiser step.
+
+        A norm moves by no more than the Frobenius norm of the weight's change (Weyl), so nothing is measured until the
+        drift since the last measurement could have used up the slack.
+        """
+        if not self._reference:
+            return self.project()
+        drifts = [np.linalg.norm(_matrix(w) - _matrix(r)) for w, r in zip(self.weights, self._reference, strict=True)]
+        largest = math.prod(norm + float(drift) for norm, drift in zip(self._norms, drifts, strict=True))
+        if not largest <= self.bound * (1 + TRAINING_SLACK):
+            self._rescale(_quick_norm, 0.0)
+            self._exact = False
+
+    def _rescale(self, measure: Callable[[th.Tensor], float], slack: float) -> None:
+        if not all(bool(th.isfinite(weight).all()) for weight in self.weights):
+            raise ValueError("the action network has weights that are NaN or infinite: training has diverged")
+        norms = [measure(weight) for weight in self.weights]
+        product = math.prod(norms)
+        if product > self.bound * (1 + slack):
+            factor = (self.bound / product) ** (1 / len(norms))
+            for weight in self.weights:
+                weight.mul_(factor)
+            norms = [norm * factor for norm in norms]
+        self._norms = [norm * (1 + 1e-5) for norm in norms]
+        self._reference = [weight.detach().clone() for weight in self.weights]

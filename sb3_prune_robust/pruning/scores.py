@@ -1,0 +1,121 @@
+"""Scores: what ranks weights. The lowest are pruned first."""
+
+from __future__ import annotations
+
+import torch as th
+
+
+class Score:
+    """
+    Ranks the weights of a layer. A score that learns from gradients sets ``needs_gradient`` and fills ``observe``.
+    """
+
+    needs_gradient = False
+
+    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
+        """
+        :param name: the layer's name
+        :param weight: its weight matrix
+        :return: a score for each weight, same shape; the lowest are pruned first
+        """
+        raise NotImplementedError
+
+    def observe(self, name: str, weight: th.Tensor) -> None:
+        """Called before each optimiser step, with the gradient in ``weight.grad``."""
+
+
+class MagnitudeScore(Score):
+    """``|w|`` (Han et al. 2015)."""
+
+    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
+        return weight.detach().abs()
+
+
+class RandomScore(Score):
+    """
+    Uniform random numbers: the control that every other score must beat.
+
+    :param seed: seed of a generator of its own, so that training's random numbers are not touched
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = th.Generator().manual_seed(seed)
+
+    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
+        return th.rand(weight.shape, generator=self._generator).to(weight.device)
+
+
+class _GradientScore(Score):
+    needs_gradient = True
+
+    def __init__(self) -> None:
+        self._sums: dict[str, th.Tensor] = {}
+
+    def _add(self, name: str, weight: th.Tensor, value: th.Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    @staticmethod
+    def _gradient(name: str, weight: th.Tensor) -> th.Tensor:
+        if weight.grad is None:
+            raise ValueError(
+                f"scores: {name} has no gradient at the optimiser's step, so it cannot be ranked by one (TRPO moves the actor "
+                "without filling .grad); use scores='magnitude' or 'random'"
+            )
+        return weight.grad.detach()
+
+    def _seen(self, name: str) -> th.Tensor:
+        if name not in self._sums:
+            raise ValueError(
+                f"scores: no gradient of {name} has been seen; this score needs training, use 'magnitude' or 'random'"
+            )
+        return self._sums[name]
+
+
+class SaliencyScore(_GradientScore):
+    """
+    ``|w g|``, the first-order change of the loss when ``w`` is removed (Molchanov et al. 2017; SNIP, Lee et al. 2019).
+
+    ``g`` is summed over all optimiser steps so far, each weighted by half of the one before 100 steps later, so that the noise
+    of single minibatches averages out and old gradients are forgotten.
+    """
+
+    decay = 0.5**0.01
+
+    def observe(self, name: str, weight: th.Tensor) -> None:
+        if name in self._sums:
+            self._sums[name] = self._sums[name] * self.decay
+        self._add(name, weight, self._gradient(name, weight).clone())
+
+    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
+        return (weight.detach() * self._seen(name)).abs()
+
+
+class MovementScore(_GradientScore):
+    """``-sum w g`` over all optimiser steps so far: low where training moves weights towards zero (Sanh et al. 2020)."""
+
+    def observe(self, name: str, weight: th.Tensor) -> None:
+        self._add(name, weight, -weight.detach() * self._gradient(name, weight))
+
+    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
+        return self._seen(name)
+
+
+SCORES: dict[str, type[Score]] = {
+    "magnitude": MagnitudeScore,
+    "random": RandomScore,
+    "saliency": SaliencyScore,
+    "movement": MovementScore,
+}
+
+
+def make_score(scores: str | Score) -> Score:
+    """
+    :param scores: a name of :data:`SCORES`, or a score
+    :return: the score
+    :raises ValueError: for an unknown name
+    """
+    if isinstance(scores, Score):
+        return scores
+    if scores not in SCORES:
+        raise ValueError(f"scores={scores!r} is unknown; known: {', '.join(SCORES)}, or a Score object")
+    return SCORES[scores]()

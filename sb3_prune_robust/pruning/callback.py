@@ -92,9 +92,9 @@ class PruningCallback(BaseCallback):
         self._handles: list[Any] = []
 
     def _init_callback(self) -> None:
+        self._layers: dict[str, Layers] = {t: target_layers(self.model.policy, t, self.patterns) for t in self.schedules}
         self._masks: WeightMasks = weight_masks(self.model.policy)
         self._masks.rearm()  # a policy that is not ours was pruned before and loaded since
-        self._layers: dict[str, Layers] = {t: target_layers(self.model.policy, t, self.patterns) for t in self.schedules}
         self._observed = False
 
     def _on_training_start(self) -> None:

@@ -67,7 +67,7 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
     """
     Prune layers, taken together, to a sparsity: ``round(sparsity * n)`` of their ``n`` weights are zero afterwards.
 
-    What is pruned stays pruned: a sparsity below the present one changes nothing. Ties are broken by position.
+    What is pruned stays pruned: a sparsity below the present one changes nothing. Ties are broken.
 
     :param masks: the policy's masks
     :param layers: the layers by name
@@ -86,12 +86,12 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
         )
     scores = {name: _scores(masks, name, layer, score) for name, layer in layers.items()}
     if DISTRIBUTIONS[distribution] is None:
-        masks.prune(_lowest_together(scores, n_pruned))
+        masks.prune(_lowest_together(scores, n_pruned - masks.n_pruned(layers)))
     else:
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         alive = {name: size - masks.n_pruned([name]) for name, size in sizes.items()}
         keep = share(distribution, shapes, alive, sum(sizes.values()) - n_pruned)
-        masks.prune({name: _lowest(scores[name], sizes[name] - keep[name]) for name in layers})
+        masks.prune({name: _lowest(scores[name], alive[name] - keep[name]) for name in layers if alive[name] > keep[name]})
     return True
 
 
@@ -99,12 +99,12 @@ def _scores(masks: WeightMasks, name: str, layer: nn.Linear, score: Score) -> th
     values = score(name, layer.weight).to(th.float64)
     if bool(values.isnan().any()):
         raise ValueError(f"scores: the score of {name} is NaN: training has diverged")
-    return values.masked_fill(masks.pruned[name], -th.inf) if name in masks.pruned else values
+    return values.masked_fill(masks.pruned[name], th.inf) if name in masks.pruned else values  # not to be chosen again
 
 
 def _lowest(scores: th.Tensor, count: int) -> th.Tensor:
     lowest = th.zeros(scores.numel(), dtype=th.bool, device=scores.device)
-    lowest[th.argsort(scores.flatten(), stable=True)[:count]] = True
+    lowest[th.topk(scores.flatten(), count, largest=False, sorted=False).indices] = True
     return lowest.view(scores.shape)
 
 
@@ -118,7 +118,7 @@ def _lowest_together(scores: Mapping[str, th.Tensor], count: int) -> dict[str, t
 def _spare_best(scores: th.Tensor) -> th.Tensor:
     """The best weight of a layer is never pruned: a layer with none would cut the network in two."""
     spared = scores.flatten().clone()
-    spared[spared.argmax()] = th.inf
+    spared[spared.masked_fill(spared == th.inf, -th.inf).argmax()] = th.inf
     return spared.view(scores.shape)
 
 
@@ -145,8 +145,9 @@ def prune_policy(
     check_distribution(distribution)
     policy = policy_of(model)
     score = make_score(scores)
+    chosen_layers = [target_layers(policy, target, layers) for target in check_targets(targets)]
     masks = weight_masks(policy)
-    for chosen in [target_layers(policy, target, layers) for target in check_targets(targets)]:
+    for chosen in chosen_layers:
         prune_layers(masks, chosen, sparsity, score, distribution)
 
 

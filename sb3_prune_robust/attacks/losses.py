@@ -1,0 +1,114 @@
+"""What an attack maximises, as functions of the network's output, each with its derivative by hand.
+
+Every loss is called with outputs of shape ``(n, n_outputs)`` and gives its values, shape ``(n,)``, and their derivatives
+with respect to the outputs, shape ``(n, n_outputs)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Loss(ABC):
+    """
+    A function of the network's output.
+
+    :cvar flat_at_center: its derivative is zero at the true observation, so that a search must not start there
+    """
+
+    flat_at_center: bool = False
+
+    @abstractmethod
+    def __call__(self, outputs: Array) -> tuple[Array, Array]: ...
+
+
+class SquaredDifference(Loss):
+    """
+    ``sum_i weight_i (mu_hat_i - mu_i)^2 / 2``; with ``weight = 1 / sigma^2`` the KL divergence of two Gaussians.
+
+    :param clean: means at the true observations, shape ``(n, n_outputs)``
+    :param weight: shape ``(n_outputs,)``
+    """
+
+    flat_at_center = True
+
+    def __init__(self, clean: Array, weight: Array) -> None:
+        self.clean, self.weight = clean, weight
+        self._half = np.full(clean.shape[1], 0.5, clean.dtype)
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        difference = outputs - self.clean
+        derivative = self.weight * difference
+        return (derivative * difference).dot(self._half), derivative  # three times as fast as a sum over axis 1
+
+
+class CategoricalKL(Loss):
+    """
+    ``sum_groups KL(softmax(z) || softmax(z_hat))``, whose derivative is ``softmax(z_hat) - softmax(z)``.
+
+    :param clean: logits at the true observations, shape ``(n, n_outputs)``
+    :param nvec: sizes of the groups, summing to ``n_outputs``
+    """
+
+    flat_at_center = True
+
+    def __init__(self, clean: Array, nvec: tuple[int, ...]) -> None:
+        self.clean = _log_softmax(clean, nvec)
+        self.probabilities = np.exp(self.clean)
+        self.nvec = nvec
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        log_probabilities = _log_softmax(outputs, self.nvec)
+        values = (self.probabilities * (self.clean - log_probabilities)).sum(axis=1)
+        return values, np.exp(log_probabilities) - self.probabilities
+
+
+class Margin(Loss):
+    """
+    ``sum_groups max_{j != a} z_hat_j - z_hat_a``, ``a`` the most likely choice at the true observation: above 0 in a group,
+    the victim that plays its most likely action plays another one.
+
+    :param clean: logits at the true observations, shape ``(n, n_outputs)``
+    :param nvec: sizes of the groups, summing to ``n_outputs``; a group of one choice has no margin and adds nothing
+    """
+
+    def __init__(self, clean: Array, nvec: tuple[int, ...]) -> None:
+        self.groups = [(group, clean[:, group].argmax(axis=1)) for group in _groups(nvec) if group.stop - group.start > 1]
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        values, derivative = np.zeros(len(outputs), outputs.dtype), np.zeros_like(outputs)
+        rows = np.arange(len(outputs))
+        for group, chosen in self.groups:
+            rivals = outputs[:, group].copy()
+            rivals[rows, chosen] = -np.inf
+            rival = rivals.argmax(axis=1)
+            values += outputs[rows, group.start + rival] - outputs[rows, group.start + chosen]
+            derivative[rows, group.start + rival] = 1.0
+            derivative[rows, group.start + chosen] = -1.0
+        return values, derivative
+
+
+class NegativeValue(Loss):
+    """``-V(s_hat)``: the attack looks for the observation that the critic likes least."""
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        return -outputs[:, 0], np.full_like(outputs, -1.0)
+
+
+def _groups(nvec: tuple[int, ...]) -> list[slice]:
+    stops = np.cumsum(nvec).tolist()
+    return [slice(stop - n, stop) for n, stop in zip(nvec, stops, strict=True)]
+
+
+def _log_softmax(logits: Array, nvec: tuple[int, ...]) -> Array:
+    result = np.empty_like(logits)
+    for group in _groups(nvec):
+        shifted = logits[:, group] - logits[:, group].max(axis=1, keepdims=True)
+        result[:, group] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result

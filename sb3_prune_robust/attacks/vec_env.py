@@ -1,0 +1,112 @@
+"""The adversary between environment and agent: a vectorised wrapper that changes what the policy observes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_prune_robust.attacks.base import Attack
+
+Array = npt.NDArray[Any]
+
+
+class AdversarialVecEnv(VecEnvWrapper):
+    """
+    Perturbs the observations that leave a vectorised environment; the environment itself moves from the true state.
+
+    It belongs OUTERMOST, after ``VecNormalize``: ``eps`` is in units of what the policy receives. Wrapped inside a
+    ``VecNormalize`` it would perturb raw observations, and could not know: it refuses what it can see (a model that has a
+    ``VecNormalize`` of its own where there is none below, or one below that is still training), the rest is up to you.
+
+    ``infos[i]["true_observation"]`` is the true version of the observation returned beside it; ``reset_infos`` has it after
+    a reset, automatic ones too. ``terminal_observation`` stays true. ``n_perturbed`` and ``mean_perturbation`` tell whether
+    an attack took place.
+
+    :param venv: the environment to wrap, with ``VecNormalize`` where the agent was trained with one
+    :param model: the victim: an SB3 algorithm or policy
+    :param attack: the attack, e.g. ``MAD(eps=0.075)``
+    :raises TypeError: if ``model`` or ``attack`` is not one
+    :raises ValueError: if environment and model do not fit together
+    """
+
+    def __init__(self, venv: VecEnv, model: BaseAlgorithm | BasePolicy, attack: Attack) -> None:
+        if not isinstance(venv, VecEnv):
+            raise TypeError(f"venv must be a VecEnv, got {type(venv).__name__}; see make_vec_env or DummyVecEnv")
+        if not isinstance(model, BaseAlgorithm | BasePolicy):
+            raise TypeError(f"model must be an SB3 algorithm or policy, got {type(model).__name__}")
+        if not isinstance(attack, Attack):
+            raise TypeError(f"attack must be an Attack such as MAD(eps=0.075), got {attack!r}")
+        super().__init__(venv)
+        self.model = model
+        self.attack = attack
+        self._vec_normalize = unwrap_vec_normalize(venv)
+        _check_chain(venv, model, self._vec_normalize)
+        self._check_frozen()
+        self.n_perturbed = 0
+        self._total_perturbation = 0.0
+
+    @property
+    def mean_perturbation(self) -> float:
+        """Mean size of the perturbations so far, in the attack's norm; 0.0 before the first."""
+        return self._total_perturbation / max(self.n_perturbed, 1)
+
+    def reset(self) -> Array:
+        true_obs = self._copied(self.venv.reset())
+        inner = self.unwrapped.reset_infos
+        self.reset_infos = [{**info, "true_observation": true} for info, true in zip(inner, true_obs, strict=True)]
+        return self._perturb(true_obs)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        true_obs = self._copied(obs)
+        infos = [{**info, "true_observation": true} for info, true in zip(infos, true_obs, strict=True)]
+        for i in np.flatnonzero(dones):
+            self.reset_infos[i] = {**self.unwrapped.reset_infos[i], "true_observation": true_obs[i]}
+        return self._perturb(true_obs), rewards, dones, infos
+
+    def _copied(self, obs: Any) -> Array:
+        """Our own copy: environments may hand out their buffers, and infos keep rows of it."""
+        return np.array(obs)
+
+    def _perturb(self, true_obs: Array) -> Array:
+        self._check_frozen()
+        perturbed = self.attack(self.model, true_obs)
+        change = (perturbed - true_obs).reshape(len(true_obs), -1)
+        sizes = np.abs(change).max(axis=1) if self.attack.norm == "linf" else np.linalg.norm(change, axis=1)
+        self.n_perturbed += len(sizes)
+        self._total_perturbation += float(sizes.sum())
+        return perturbed
+
+    def _check_frozen(self) -> None:
+        normalize = self._vec_normalize
+        if normalize is not None and normalize.training and normalize.norm_obs:
+            raise ValueError(
+                "venv has a VecNormalize in training mode: its statistics move, and eps with them; set venv.training = False"
+            )
+
+
+def _chain(venv: VecEnv) -> Iterator[VecEnv]:
+    while isinstance(venv, VecEnvWrapper):
+        yield venv
+        venv = venv.venv
+
+
+def _check_chain(venv: VecEnv, model: BaseAlgorithm | BasePolicy, normalize: VecNormalize | None) -> None:
+    if any(isinstance(wrapper, AdversarialVecEnv) for wrapper in _chain(venv)):
+        raise ValueError("venv already holds an AdversarialVecEnv; two attacks would add up to more than eps")
+    space, expected = venv.observation_space, model.observation_space
+    if type(space) is not type(expected) or space.shape != expected.shape:
+        raise ValueError(f"venv has observations {space}, the model was made for {expected}")
+    own = model.get_vec_normalize_env() if isinstance(model, BaseAlgorithm) else None
+    if own is not None and own.norm_obs and (normalize is None or not normalize.norm_obs):
+        raise ValueError(
+            "the model was trained on normalised observations, but venv has no VecNormalize for them: the policy would see "
+            "raw observations and eps would be in raw units; wrap venv in VecNormalize (with the trained statistics) first"
+        )

@@ -96,7 +96,7 @@ _FIXED: dict[type[nn.Module], Activation] = {
     # THEORY: the constants below are the maxima of |f'|, rounded up in the last digit shown.
     nn.SELU: Activation("SELU", 1.7581, _selu, _selu_slope),
     nn.SiLU: Activation("SiLU", 1.0999, lambda x: x * expit(x), _silu_slope, argmin=-1.278464542761074),
-    nn.Mish: Activation("Mish", 1.0886, lambda x: x * np.tanh(_softplus(x)), _mish_slope, argmin=-1.192440684038),
+    nn.Mish: Activation("Mish", 1.0886, lambda x: x * np.tanh(_softplus(x)), _mish_slope, argmin=-1.1924312145154952),
     nn.Hardswish: Activation("Hardswish", 1.5, lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0, _hardswish_slope, argmin=-1.5),
 }
 
@@ -139,7 +139,7 @@ def activation_of(module: nn.Module) -> Activation:
     if type(module) is nn.Softplus and module.beta == 1 and module.threshold >= 20:
         return Activation("Softplus", 1.0, _softplus, lambda x, y: expit(x))
     if type(module) is nn.GELU and module.approximate == "none":
-        return Activation("GELU", 1.1290, lambda x: x * _normal_cdf(x), _gelu_slope, argmin=-0.7517915955)
+        return Activation("GELU", 1.1290, lambda x: x * _normal_cdf(x), _gelu_slope, argmin=-0.7517915246935644)
     raise UnsupportedNetworkError(
         f"activation {module!r} has no known Lipschitz constant here; known: Tanh, ReLU, Sigmoid, Softplus (beta=1), "
         "ELU (0 <= alpha <= 1), LeakyReLU, SELU, GELU (exact), SiLU, Mish, Hardswish"

@@ -1,0 +1,152 @@
+"""Per-state certificates: how far a policy's action distribution can move when its observation is perturbed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_prune_robust.bounds import METHODS, ActionChange, Ball
+from sb3_prune_robust.bounds.absolute import ordered_sum
+from sb3_prune_robust.bounds.ball import rounding_margin
+from sb3_prune_robust.certificates.divergences import categorical_kl_bound, categorical_tv_bound, gaussian_kl, gaussian_tv
+from sb3_prune_robust.certificates.observations import check_forward, check_observations, policy_of, read_network
+from sb3_prune_robust.network import Array
+
+
+@dataclass(frozen=True)
+class StateBounds:
+    """
+    Upper bounds over all perturbed observations ``s_hat`` of each of ``n`` states ``s``.
+
+    :param tv: on ``D_TV(pi(.|s), pi(.|s_hat))``, shape ``(n,)``
+    :param kl: on ``KL`` between the two in nats, either way round, shape ``(n,)``
+    :param radius: on the change of each mean or logit, shape ``(n, n_outputs)``
+    :param delta: Gaussian policies: on ``||Sigma^(-1/2) (mu(s) - mu(s_hat))||_2``, shape ``(n,)``; else ``None``
+    :param omega: categorical policies: on the range ``max_i D_i - min_i D_i`` of the logits' changes of each categorical,
+        shape ``(n, n_groups)``; else ``None``
+    """
+
+    tv: Array
+    kl: Array
+    radius: Array
+    delta: Array | None
+    omega: Array | None
+
+
+@dataclass(frozen=True)
+class Certificate(StateBounds):
+    """
+    The bounds of :func:`certify` with their origin. Only ``by_method["abs"]`` is monotone under pruning.
+
+    :param method: name of the method that gave ``tv`` at each state, shape ``(n,)``
+    :param by_method: each method's own bounds
+    :param eps: the budget of each input, shape ``(n_inputs,)``
+    :param norm: ``"linf"`` or ``"l2"``
+    :param assumptions: what the bounds hold for, in words
+    """
+
+    method: npt.NDArray[np.str_]
+    by_method: dict[str, StateBounds]
+    eps: Array
+    norm: str
+    assumptions: str
+
+
+def certify(
+    policy: Any, observations: npt.ArrayLike, eps: npt.ArrayLike, norm: str = "linf", method: str = "best"
+) -> Certificate:
+    """
+    Bound how far a policy's action distribution can move at each observation, whatever the adversary does within the ball.
+
+    Methods: ``"abs"``, the absolute path product, the same at every state and monotone: zeroing weights (same ``eps``, same
+    ``log_std``, no retraining in between) never raises it, here not by a rounding error either. ``"spectral"``, the product of
+    spectral norms, the same at every state. ``"interval"``, interval bound propagation around each state. ``"best"``, the
+    smallest of all for each quantity. Neither ``"spectral"`` nor ``"interval"`` nor ``"best"`` is monotone under pruning.
+
+    The bounds are about the stochastic policy as sampled, and the real-number function that the stored weights define; they
+    are rounded outward, so that they hold for it in spite of float64. What float32 makes of it at run time differs by its own
+    rounding. Formulas: ``D_TV = erf(delta / (2 sqrt 2))``, ``KL = delta^2 / 2`` (Gaussian), ``D_TV <= tanh(sum omega / 4)``,
+    ``KL <= sum omega^2 / 8`` (categorical). Nothing in the policy is changed.
+
+    :param policy: a PPO, A2C or TRPO policy, or its algorithm, with a state-independent covariance (no gSDE, no SAC)
+    :param observations: as the policy receives them (normalised where VecNormalize is used), shape ``(n, *obs_shape)``
+    :param eps: size of the perturbation in the same units, a number or an array of one per input (0: not attackable)
+    :param norm: ``"linf"``: ``|d_i| <= eps_i``; ``"l2"``: ``sum (d_i / eps_i)^2 <= 1``
+    :param method: ``"abs"``, ``"spectral"``, ``"interval"`` or ``"best"``
+    :return: the certificate, its arrays of length ``n``
+    :raises ValueError: naming the argument, for wrong shapes, values or names; ``UnsupportedNetworkError``, a ValueError, for
+        policies that the formulas do not cover
+    """
+    if method != "best" and method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, (*METHODS, 'best')))}; got {method!r}")
+    policy = policy_of(policy)
+    network = read_network(policy)
+    rows = check_observations(observations, policy.observation_space.shape)
+    ball = Ball.create(eps, norm, policy.observation_space.shape)
+    check_forward(policy, network, rows)
+    by_method = {
+        name: _state_bounds(METHODS[name](network, rows, ball), network.is_gaussian)
+        for name in (METHODS if method == "best" else [method])
+    }
+    return _smallest(by_method, ball)
+
+
+def _state_bounds(change: ActionChange, is_gaussian: bool) -> StateBounds:
+    if is_gaussian:
+        delta = change.distance[:, 0]
+        tv, kl = gaussian_tv(_float32_above(delta)), gaussian_kl(delta)
+        return StateBounds(_round_up(tv), kl * (1.0 + rounding_margin(4)), change.radius, delta, None)
+    omega = change.distance
+    tv = categorical_tv_bound(_float32_above(ordered_sum(omega.T)))
+    kl = ordered_sum(categorical_kl_bound(omega).T) * (1.0 + rounding_margin(omega.shape[1] + 4))
+    return StateBounds(_round_up(tv), kl, change.radius, None, omega)
+
+
+def _float32_above(values: Array) -> Array:
+    """
+    The next float32 above, as float64: covers the roundings of ``values`` and makes what is computed from them monotone.
+
+    ``erf`` of two neighbouring float64 can fall by a unit in the last place; of two neighbouring float32 it cannot.
+    """
+    with np.errstate(over="ignore"):
+        rounded = np.nextafter(values.astype(np.float32), np.float32(np.inf))
+    return np.where(values > 0, rounded.astype(np.float64), 0.0)
+
+
+def _round_up(tv: Array) -> Array:
+    return np.minimum(tv * (1.0 + rounding_margin(8)), 1.0)
+
+
+def _smallest(by_method: dict[str, StateBounds], ball: Ball) -> Certificate:
+    bounds = list(by_method.values())
+    names = np.array(list(by_method))
+
+    def least(values: list[Array | None]) -> Array | None:
+        arrays = [value for value in values if value is not None]
+        return np.minimum.reduce(arrays) if arrays else None
+
+    return Certificate(
+        tv=np.minimum.reduce([b.tv for b in bounds]),
+        kl=np.minimum.reduce([b.kl for b in bounds]),
+        radius=np.minimum.reduce([b.radius for b in bounds]),
+        delta=least([b.delta for b in bounds]),
+        omega=least([b.omega for b in bounds]),
+        method=names[np.argmin([b.tv for b in bounds], axis=0)],
+        by_method=by_method,
+        eps=ball.eps,
+        norm=ball.norm,
+        assumptions=_assumptions(ball),
+    )
+
+
+def _assumptions(ball: Ball) -> str:
+    ball_text = "|d_i| <= eps_i" if ball.norm == "linf" else "sum (d_i / eps_i)^2 <= 1"
+    low, high = float(ball.eps.min()), float(ball.eps.max())
+    size = f"eps = {high:g}" if low == high else f"eps from {low:g} to {high:g}"
+    return (
+        f"perturbations with {ball_text}, {size}, in units of the observation the policy receives (normaliser's statistics "
+        "frozen); the stochastic policy as sampled; the real-number function of the stored weights"
+    )

@@ -19,4 +19,7 @@ check-codestyle:
 
 commit-checks: format type lint
 
-.PHONY: pytest type lint format check-codestyle commit-checks
+doc:
+	$(PYTHON) -m mkdocs build --strict
+
+.PHONY: pytest type lint format check-codestyle commit-checks doc

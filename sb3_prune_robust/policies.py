@@ -15,7 +15,7 @@ from torch import nn
 from sb3_prune_robust.layers import LipschitzProjection, weight_masks
 from sb3_prune_robust.network import action_network
 
-DEFAULT_LIPSCHITZ = 10.0
+DEFAULT_LIPSCHITZ = 20.0
 
 SelfPolicy = TypeVar("SelfPolicy", bound=BasePolicy)
 

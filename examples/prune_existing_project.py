@@ -4,6 +4,9 @@ The callback in a project that knows nothing of this package: A2C with SB3's own
     python examples/prune_existing_project.py
 """
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch as th
 from stable_baselines3 import A2C
@@ -23,8 +26,9 @@ def main() -> None:
     model = A2C("MlpPolicy", "CartPole-v1", seed=0).learn(20_000, callback=callback)
     for event in callback.events:
         print(f"step {event.timestep:6d}  sparsity {event.sparsity:.3f}  certified TV {event.before:.3f} -> {event.after:.3f}")
-    model.save("/tmp/pruned_a2c")  # a plain SB3 file
-    print(sparsity(A2C.load("/tmp/pruned_a2c")))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "pruned")  # a plain SB3 file
+        print(sparsity(A2C.load(Path(folder) / "pruned")))
 
 
 if __name__ == "__main__":

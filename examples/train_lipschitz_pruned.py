@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_prune_robust import AdversarialVecEnv, LipschitzGaussianPolicy, PruningCallback, certify, sparsity
 from sb3_prune_robust.attacks import MAD
 
-EPS = 0.02  # l_inf, in units of the observation that the policy receives
+EPS = 0.05  # l_inf, in units of the observation that the policy receives
 
 
 def main() -> None:

@@ -2,15 +2,21 @@
 
 from importlib.metadata import version
 
+from sb3_prune_robust.attacks import AdversarialVecEnv
+from sb3_prune_robust.certificates import certify
+from sb3_prune_robust.evaluation.frontier import worst_case
 from sb3_prune_robust.policies import LipschitzCategoricalPolicy, LipschitzGaussianPolicy
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 
 __version__ = version("sb3-prune-robust")
 
 __all__ = [
+    "AdversarialVecEnv",
     "LipschitzCategoricalPolicy",
     "LipschitzGaussianPolicy",
     "PruningCallback",
     "__version__",
+    "certify",
     "sparsity",
+    "worst_case",
 ]

@@ -4,7 +4,8 @@ Training speed with our policy and callback, as a ratio to plain ``MlpPolicy``: 
     python benchmarks/training.py
 
 Each variant trains PPO on Hopper-v5 (n_envs=8, n_steps=256, batch_size=256) in turn with the plain policy; a rollout and its
-update are timed together. ``lipschitz=0.1`` is a bound that is at work at every step. Writes ``benchmarks/results/training.json``.
+update are timed together. ``lipschitz=0.1`` is a bound that is at work at every step. Writes
+``benchmarks/results/training.json``.
 """
 
 from __future__ import annotations

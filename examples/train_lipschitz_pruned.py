@@ -24,7 +24,9 @@ def main() -> None:
     print(f"sparsity of the actor's hidden layers: {sparsity(model)['actor']:.3f}")
 
     clean, _ = evaluate_policy(model, venv, n_eval_episodes=16)
-    attacked, _ = evaluate_policy(model, AdversarialVecEnv(venv, model, MAD(eps=EPS, deterministic=True, seed=0)), n_eval_episodes=16)
+    attacked, _ = evaluate_policy(
+        model, AdversarialVecEnv(venv, model, MAD(eps=EPS, deterministic=True, seed=0)), n_eval_episodes=16
+    )
     print(f"return: {clean:.1f} clean, {attacked:.1f} under MAD at eps={EPS}")
 
     venv.seed(1)

@@ -44,7 +44,9 @@ class Spy(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize(("env", "ours"), [("Pendulum-v1", LipschitzGaussianPolicy), ("CartPole-v1", LipschitzCategoricalPolicy)])
+@pytest.mark.parametrize(
+    ("env", "ours"), [("Pendulum-v1", LipschitzGaussianPolicy), ("CartPole-v1", LipschitzCategoricalPolicy)]
+)
 @pytest.mark.parametrize("algo", [PPO, A2C, TRPO])
 def test_without_a_bound_training_is_bit_identical_to_mlp_policy(algo, env, ours):
     kwargs = dict(n_steps=64) if algo is A2C else dict(n_steps=64, batch_size=32)
@@ -127,7 +129,9 @@ def test_files_are_plain_sb3_files_both_ways(tmp_path):
     plain = PPO("MlpPolicy", "Pendulum-v1", **SMALL)
     plain.set_parameters(model.get_parameters(), exact_match=True)
     observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-    assert np.array_equal(plain.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0])
+    assert np.array_equal(
+        plain.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
+    )
     unbounded = PPO(LipschitzGaussianPolicy, "Pendulum-v1", policy_kwargs=dict(lipschitz=None), **SMALL)
     unbounded.set_parameters(plain.get_parameters(), exact_match=True)
     assert sparsity(unbounded)["actor"] == sparsity(model)["actor"] > 0.5
@@ -171,8 +175,20 @@ BOX, DISCRETE = spaces.Box(-1, 1, (3,)), spaces.Discrete(3)
 @pytest.mark.parametrize(
     ("ours", "observation_space", "action_space", "kwargs", "message"),
     [
-        (LipschitzGaussianPolicy, BOX, DISCRETE, {}, "LipschitzGaussianPolicy needs a Box action space.*Discrete.*LipschitzCategoricalPolicy"),
-        (LipschitzCategoricalPolicy, BOX, BOX, {}, "LipschitzCategoricalPolicy needs a Discrete or MultiDiscrete.*LipschitzGaussianPolicy"),
+        (
+            LipschitzGaussianPolicy,
+            BOX,
+            DISCRETE,
+            {},
+            "LipschitzGaussianPolicy needs a Box.*Discrete.*LipschitzCategoricalPolicy",
+        ),
+        (
+            LipschitzCategoricalPolicy,
+            BOX,
+            BOX,
+            {},
+            "CategoricalPolicy needs a Discrete or MultiDiscrete.*LipschitzGaussianPolicy",
+        ),
         (LipschitzCategoricalPolicy, BOX, spaces.MultiBinary(3), {}, "MultiBinary"),
         (LipschitzGaussianPolicy, spaces.Dict(a=BOX), BOX, {}, "Box observation space, got Dict.*FlattenObservation"),
         (LipschitzGaussianPolicy, DISCRETE, BOX, {}, "got Discrete"),
@@ -183,7 +199,7 @@ BOX, DISCRETE = spaces.Box(-1, 1, (3,)), spaces.Discrete(3)
         (LipschitzGaussianPolicy, BOX, BOX, dict(use_sde=True), "use_sde"),
         (LipschitzGaussianPolicy, BOX, BOX, dict(activation_fn=nn.Softsign), "no known Lipschitz constant.*Tanh"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_covered_is_refused_by_name(ours, observation_space, action_space, kwargs, message):
     with pytest.raises(ValueError, match=message):
         ours(observation_space, action_space, lambda _: 1e-3, **kwargs)

@@ -67,7 +67,9 @@ def test_the_sparsity_asked_for_is_reached_and_nothing_returns(algo, schedule):
     assert sparsity(model)["layers"]["action_net"] == sparsity(model)["layers"]["value_net"] == 0.0
     increments = np.diff([event.sparsity for event in callback.events])
     assert (increments > 0).all()
-    assert len(callback.events) == callback.n_mask_updates == (1 if schedule in ("one_shot", "constant") else len(increments) + 1)
+    assert (
+        len(callback.events) == callback.n_mask_updates == (1 if schedule in ("one_shot", "constant") else len(increments) + 1)
+    )
 
 
 def test_micro_pruning_takes_a_sliver_at_each_optimiser_step():
@@ -108,7 +110,9 @@ def test_a_schedule_to_the_very_end_is_completed():
 
 def test_targets_may_have_sparsities_of_their_own_and_layers_are_chosen_by_name():
     model = make().learn(512, callback=PruningCallback({"actor": 0.9, "critic": 0.3}, targets=("actor", "critic")))
-    assert sparsity(model)["actor"] == pytest.approx(0.9, abs=1e-4) and sparsity(model)["critic"] == pytest.approx(0.3, abs=1e-4)
+    assert sparsity(model)["actor"] == pytest.approx(0.9, abs=1e-4) and sparsity(model)["critic"] == pytest.approx(
+        0.3, abs=1e-4
+    )
     model = make().learn(512, callback=PruningCallback(0.5, layers=["*policy_net.2", "action_net"], distribution="uniform"))
     layers = sparsity(model)["layers"]
     assert layers["action_net"] == layers["mlp_extractor.policy_net.2"] == 0.5 and layers["mlp_extractor.policy_net.0"] == 0.0
@@ -253,7 +257,9 @@ def test_bad_arguments_are_refused_at_once(kwargs, message):
 
 
 def test_what_only_the_model_can_tell_is_refused_before_training():
-    with pytest.raises(ValueError, match=r"no layer that matches layers=\['policy'\]; its linear layers: mlp_extractor.policy_net.0"):
+    with pytest.raises(
+        ValueError, match=r"no layer that matches layers=\['policy'\]; its linear layers: mlp_extractor.policy_net.0"
+    ):
         make().learn(64, callback=PruningCallback(0.5, layers=["policy"]))
     with pytest.raises(ValueError, match="the actor has no hidden layer"):
         make(policy_kwargs=dict(net_arch=[])).learn(64, callback=PruningCallback(0.5))

@@ -82,4 +82,7 @@ def test_shares_sum_to_the_weight_and_respect_what_is_left(data, distribution):
 
 
 def test_shares_are_the_same_for_the_same_question():
-    assert th.tensor([share("erk", {"a": (3, 5), "b": (5, 3)}, {"a": 15, "b": 15}, 9)["a"] for _ in range(5)]).unique().numel() == 1
+    assert (
+        th.tensor([share("erk", {"a": (3, 5), "b": (5, 3)}, {"a": 15, "b": 15}, 9)["a"] for _ in range(5)]).unique().numel()
+        == 1
+    )

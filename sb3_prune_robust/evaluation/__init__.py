@@ -1,0 +1,28 @@
+"""Evaluation: rollouts on fixed episodes, clean and attacked; the frontier over sparsities; the report."""
+
+from sb3_prune_robust.evaluation.audit import Subject, audit, load_subjects, write_report
+from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies, worst_case
+from sb3_prune_robust.evaluation.loading import load_model, make_env
+from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, RewardRangeError, rollout
+from sb3_prune_robust.evaluation.sweet_spots import Candidate, SweetSpot, sweet_spots
+
+__all__ = [
+    "Agent",
+    "Candidate",
+    "Episodes",
+    "NoAttackError",
+    "RewardRangeError",
+    "Settings",
+    "Subject",
+    "SweetSpot",
+    "audit",
+    "frontier",
+    "load_model",
+    "load_subjects",
+    "make_env",
+    "pruned_copies",
+    "rollout",
+    "sweet_spots",
+    "worst_case",
+    "write_report",
+]

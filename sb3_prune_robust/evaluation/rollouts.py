@@ -1,0 +1,256 @@
+"""Episodes of an agent, clean or attacked, on fixed seeds: the same episodes for every agent, attack and sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
+
+from sb3_prune_robust.attacks import AdversarialVecEnv
+from sb3_prune_robust.evaluation.actor import Actor
+
+Array = npt.NDArray[Any]
+
+# attack(policy, observations) -> perturbed observations
+Attack = Callable[[Any, Array], Array]
+
+
+class NoAttackError(RuntimeError):
+    """An attack with a positive budget changed no observation: its return would be a clean one under a wrong name."""
+
+
+class RewardRangeError(ValueError):
+    """A reward outside the range that the user stated: no certificate that rests on the range holds."""
+
+
+class FixedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Plays one seeded episode at each reset, and stands still when all are played.
+
+    Automatic resets do not seed, so this wrapper does; standing still costs nothing while other environments finish.
+
+    :param env: the environment
+    :param seeds: seeds of its episodes
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seeds: Sequence[int]) -> None:
+        super().__init__(env)
+        self.seeds = list(seeds)
+        self.played = -1
+        self._last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.played += 1
+        if self.played < len(self.seeds) or self._last is None:
+            episode_seed = self.seeds[self.played] if self.seeds else 0
+            self._last, info = self.env.reset(seed=episode_seed, options=options)
+            return self._last, info
+        return self._last, {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self.played >= len(self.seeds):
+            return self._last, 0.0, False, False, {}
+        return self.env.step(action)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """
+    What ``n`` episodes gave, in order of their seeds.
+
+    :param returns: raw returns (sums of the environment's own rewards), shape ``(n,)``
+    :param discounted: discounted raw returns, shape ``(n,)``
+    :param lengths: steps, shape ``(n,)``
+    :param terminated: whether each ended by itself rather than by the time limit, shape ``(n,)``
+    :param reward_min: the smallest reward seen
+    :param reward_max: the largest reward seen
+    :param perturbed: share of the observations that an attack changed; 0 when there was none
+    :param rewards: for each episode the raw reward of each step, shape ``(length,)``
+    :param observations: for each episode the true observations as the policy would receive them, shape
+        ``(length, n_inputs)``; empty unless recorded
+    """
+
+    returns: Array
+    discounted: Array
+    lengths: Array
+    terminated: Array
+    reward_min: float
+    reward_max: float
+    perturbed: float
+    rewards: tuple[Array, ...]
+    observations: tuple[Array, ...] = ()
+
+
+def rollout(
+    policy: Any,
+    venv: VecEnv,
+    n_episodes: int,
+    *,
+    attack: Attack | None = None,
+    deterministic: bool = False,
+    gamma: float = 0.99,
+    seed: int = 0,
+    record: bool = False,
+    reward_range: tuple[float, float] | None = None,
+    on_episode: Callable[[], None] | None = None,
+) -> Episodes:
+    """
+    Play ``n_episodes`` fixed episodes: episode ``k`` has seed ``seed + k`` in environment ``k % n_envs``.
+
+    Which episodes an environment plays is settled beforehand (taking whichever finish first would favour the short ones).
+    The policy's noise has a stream for each episode as well, so that the same episode meets the same noise whatever the agent,
+    the attack or the number of environments: differences between two rollouts are paired.
+
+    :param policy: an SB3 actor-critic policy, or an algorithm with one
+    :param venv: environments; the base must be a ``DummyVecEnv``. VecNormalize's statistics are frozen while this runs, and
+        its settings given back afterwards
+    :param n_episodes: number of episodes in all
+    :param attack: called with the policy and a batch of true observations; ``None``: no attack
+    :param deterministic: the mode of the action rather than a sample
+    :param gamma: discount of :attr:`Episodes.discounted`
+    :param seed: seed of the first episode
+    :param record: keep the true observations
+    :param reward_range: smallest and largest reward possible, infinite where not known; checked at every step
+    :param on_episode: called at the end of each episode (progress)
+    :return: the episodes
+    :raises NoAttackError: if an attack with ``eps > 0`` changed nothing
+    :raises RewardRangeError: if a reward lies outside ``reward_range``
+    """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes!r}")
+    player = _Player(getattr(policy, "policy", policy), venv, n_episodes, deterministic, seed, record)
+    player.gamma, player.reward_range = gamma, reward_range
+    player.on_episode = on_episode or _nothing
+    with fixed_episodes(venv, n_episodes, seed):
+        player.play(attack)
+    if attack is not None and not player.n_perturbed and np.any(np.asarray(getattr(attack, "eps", 1.0)) > 0):
+        raise NoAttackError(
+            f"attack {attack!r} left all {player.n_steps} observations unchanged although its eps is positive: "
+            "no attack happened, so there is no attacked return to report"
+        )
+    return player.episodes()
+
+
+def _nothing() -> None:
+    """No progress to show."""
+
+
+@contextmanager
+def fixed_episodes(venv: VecEnv, n_episodes: int, seed: int) -> Iterator[None]:
+    """
+    While in use, the environments of ``venv`` play fixed episodes, with VecNormalize frozen and rewards raw.
+
+    :param venv: environments over a ``DummyVecEnv``
+    :param n_episodes: number of episodes in all
+    :param seed: seed of the first
+    :raises TypeError: for another base than ``DummyVecEnv``
+    :raises ValueError: if the environments are attacked already
+    """
+    base = venv.unwrapped
+    if not isinstance(base, DummyVecEnv):
+        raise TypeError(f"env must be built on DummyVecEnv to have its episodes seeded, got {type(base).__name__}")
+    if unwrap_vec_wrapper(venv, AdversarialVecEnv) is not None:
+        raise ValueError(
+            "env already holds an AdversarialVecEnv: clean episodes would be attacked ones; give the env below it"
+        )
+    normalizer, envs = unwrap_vec_normalize(venv), base.envs
+    settings = None if normalizer is None else (normalizer.training, normalizer.norm_reward)
+    base.envs = [FixedEpisodes(env, range(seed + i, seed + n_episodes, len(envs))) for i, env in enumerate(envs)]
+    try:
+        if normalizer is not None:
+            normalizer.training = normalizer.norm_reward = False
+        yield
+    finally:
+        base.envs = envs
+        if normalizer is not None and settings is not None:
+            normalizer.training, normalizer.norm_reward = settings
+
+
+class _Player:
+    """The loop of :func:`rollout` and its bookkeeping."""
+
+    gamma: float
+    reward_range: tuple[float, float] | None
+    on_episode: Callable[[], None]
+
+    def __init__(self, policy: Any, venv: VecEnv, n_episodes: int, deterministic: bool, seed: int, record: bool) -> None:
+        self.policy, self.venv, self.seed, self.record = policy, venv, seed, record
+        self.actor = Actor(policy, deterministic)
+        self.returns, self.discounted = np.zeros(n_episodes), np.zeros(n_episodes)
+        self.lengths, self.terminated = np.zeros(n_episodes, np.int64), np.zeros(n_episodes, bool)
+        self.seen: list[list[Array]] = [[] for _ in range(n_episodes)]
+        self.rewards: list[list[float]] = [[] for _ in range(n_episodes)]
+        self.reward_min, self.reward_max = np.inf, -np.inf
+        self.n_steps = self.n_perturbed = 0
+
+    def play(self, attack: Attack | None) -> None:
+        observations = np.asarray(self.venv.reset())
+        # Environment i plays the episodes i, i + n_envs, ...; those past the last episode stand still.
+        episode = np.arange(self.venv.num_envs)
+        streams = {int(k): self._stream(int(k)) for k in episode}
+        actions = np.zeros((self.venv.num_envs, *self.venv.action_space.shape), self.venv.action_space.dtype)  # type: ignore[misc]
+        while len(active := np.flatnonzero(episode < len(self.returns))):
+            true = observations[active]
+            received = true if attack is None else self._attacked(attack, true)
+            actions[active] = self.actor(received, [streams[int(k)] for k in episode[active]])
+            if self.record:
+                for k, observation in zip(episode[active], true, strict=True):
+                    self.seen[k].append(observation.ravel())
+            observations, rewards, dones, infos = self.venv.step(actions)  # type: ignore[assignment]
+            self._count(episode[active], rewards[active])
+            for i in active[dones[active]]:
+                self.terminated[episode[i]] = not infos[i].get("TimeLimit.truncated", False)
+                self.on_episode()
+                episode[i] += self.venv.num_envs
+                streams[int(episode[i])] = self._stream(int(episode[i]))
+
+    def _stream(self, episode: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, episode])
+
+    def _attacked(self, attack: Attack, true: Array) -> Array:
+        received = np.asarray(attack(self.policy, true.copy()))
+        if received.shape != true.shape or not np.isfinite(received).all():
+            raise RuntimeError(f"attack {attack!r} returned shape {received.shape} or NaN for observations {true.shape}")
+        self.n_perturbed += int((received != true).reshape(len(true), -1).any(axis=1).sum())
+        return received
+
+    def _count(self, episodes: Array, rewards: Array) -> None:
+        self.reward_min = min(self.reward_min, float(rewards.min()))
+        self.reward_max = max(self.reward_max, float(rewards.max()))
+        if self.reward_range is not None:
+            self._check_rewards(self.reward_range)
+        for k, reward in zip(episodes, rewards, strict=True):
+            self.rewards[k].append(float(reward))
+        self.returns[episodes] += rewards
+        self.discounted[episodes] += self.gamma ** self.lengths[episodes] * rewards
+        self.lengths[episodes] += 1
+        self.n_steps += len(episodes)
+
+    def _check_rewards(self, bounds: tuple[float, float]) -> None:
+        low, high = np.float32(bounds[0]), np.float32(bounds[1])  # DummyVecEnv hands rewards on in float32
+        if self.reward_min < low or self.reward_max > high:
+            outside = self.reward_min if self.reward_min < low else self.reward_max
+            raise RewardRangeError(
+                f"reward_min, reward_max: a reward of {outside:g} was seen outside [{bounds[0]:g}, {bounds[1]:g}], so "
+                "no certificate that rests on it holds; give a range that holds, or none"
+            )
+
+    def episodes(self) -> Episodes:
+        observations = tuple(np.stack(steps) for steps in self.seen) if self.record else ()
+        return Episodes(
+            self.returns,
+            self.discounted,
+            self.lengths,
+            self.terminated,
+            self.reward_min,
+            self.reward_max,
+            self.n_perturbed / self.n_steps,
+            tuple(np.array(rewards) for rewards in self.rewards),
+            observations,
+        )

@@ -1,0 +1,259 @@
+"""The command line as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_prune_robust.cli import main
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+Files = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("models")
+    paths = {name: folder / name for name in ("a.zip", "b.zip", "sac.zip", "cut.zip", "text.zip", "stats.pkl", "other.pkl")}
+    venv = VecNormalize(make_vec_env("InvertedPendulum-v5"))
+    for name, seed in (("a.zip", 0), ("b.zip", 1)):
+        A2C("MlpPolicy", venv, seed=seed, device="cpu").learn(300).save(paths[name])
+    venv.save(str(paths["stats.pkl"]))
+    VecNormalize(make_vec_env("CartPole-v1")).save(str(paths["other.pkl"]))
+    SAC("MlpPolicy", "InvertedPendulum-v5", device="cpu", buffer_size=10).save(paths["sac.zip"])
+    paths["cut.zip"].write_bytes(paths["a.zip"].read_bytes()[:5000])
+    paths["text.zip"].write_text("not a model")
+    return paths
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sb3_prune_robust", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+def strict(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def audited(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "report"
+    before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in files.items()}
+    options = ["--env", "InvertedPendulum-v5", "--vec-normalize", files["stats.pkl"], "--eps", 0.05, "--attacks", "random,mad"]
+    result = run("audit", files["a.zip"], files["b.zip"], *options, "--sparsities", "0.5,0.9", "--episodes", 5, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "certified TV" in result.stdout and len(result.stdout.splitlines()) == 6
+    assert before == {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in files.items()}
+    return out
+
+
+def test_audit_writes_three_whole_files(audited: Path) -> None:
+    assert sorted(path.name for path in audited.iterdir()) == ["frontier.png", "report.json", "report.md"]
+    assert (audited / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    page = (audited / "report.md").read_text()
+    for phrase in (
+        "## The threat",
+        "own units",
+        "Sweet spots",
+        "## Certified",
+        "sb3-prune-robust audit",
+        "stable-baselines3 2",
+    ):
+        assert phrase in page
+    assert "nan" not in page.lower().replace("gymnasium", "")
+
+
+def documented_fields() -> set[str]:
+    text = (Path(__file__).parents[1] / "docs" / "report_schema.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+
+
+def paths_of(value: Any, prefix: str = "") -> set[str]:
+    """The fields of a record as the documentation writes them: list items `[]`, keys that are names or levels `*`."""
+    if isinstance(value, list):
+        found = {path for item in value for path in paths_of(item, prefix + "[]")}
+        return found or {prefix}
+    if not isinstance(value, dict):
+        return {prefix}
+    any_key = prefix.rsplit(".", 1)[-1] in ("modes", "attacks", "by_method", "versions") and prefix != "settings.attacks"
+    return {p for k, v in value.items() for p in paths_of(v, ".".join(filter(None, (prefix, "*" if any_key else k))))}
+
+
+def test_every_field_of_the_report_is_documented_and_the_other_way_round(audited: Path) -> None:
+    documented = documented_fields()
+    record = strict(audited / "report.json")
+    written = {path.replace("[]", "") for path in paths_of(record)}
+
+    def is_documented(path: str) -> bool:
+        parts = path.split(".")
+        return any(".".join(parts[:n]) in documented for n in range(len(parts), 0, -1))
+
+    assert [path for path in sorted(written) if not is_documented(path)] == []
+    assert [path for path in sorted(documented) if not any((p + ".").startswith(path + ".") for p in written)] == []
+
+
+def test_the_record_holds_what_was_played(audited: Path) -> None:
+    record = strict(audited / "report.json")
+    assert record["schema_version"] == 1 and len(record["models"]) == 2
+    assert len(record["models"][0]["eps_raw"]) == 4 and len(record["models"][0]["sha256"]) == 64
+    points = record["modes"]["stochastic"]["points"]
+    assert [point["sparsity"] for point in points] == [0.0, 0.5, 0.9]
+    for point in points:
+        assert np.shape(point["clean"]["episodes"]["returns"]) == (2, 5)
+        assert point["clean"]["mean"] == pytest.approx(np.mean(point["clean"]["episodes"]["returns"]))
+        assert point["attacks"]["mad"]["perturbed"] > 0.99
+        assert point["certificate"]["agents"][1]["attack_loss"]["bound"] > 0
+
+
+def test_the_same_command_gives_the_same_numbers(audited: Path, files: Files, tmp_path: Path) -> None:
+    options = [
+        "--env",
+        "InvertedPendulum-v5",
+        "--vec-normalize",
+        str(files["stats.pkl"]),
+        "--eps",
+        "0.05",
+        "--out",
+        str(tmp_path),
+    ]
+    options += ["--attacks", "random,mad", "--sparsities", "0.5,0.9", "--episodes", "5", "--stochastic"]
+    assert main(["audit", str(files["a.zip"]), str(files["b.zip"]), *options]) == 0
+    again, first = (strict(folder / "report.json")["modes"]["stochastic"] for folder in (tmp_path, audited))
+    assert again == first
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "negative eps": (["--eps", "-1"], "eps must be a finite number of at least 0, got -1.0"),
+    "NaN eps": (["--eps", "nan"], "eps must be a finite number"),
+    "sparsity 1": (["--sparsities", "0,1"], r"--sparsities: every sparsity must lie in \[0, 1\)"),
+    "sparsities not numbers": (["--sparsities", "half"], "--sparsities: 'half' is not a list of numbers"),
+    "attack": (["--attacks", "random,laser"], "attacks: 'laser' is unknown; known: random, fgsm, pgd, mad"),
+    "norm": (["--norm", "l7"], "--norm: invalid choice: 'l7'.*linf.*l2"),
+    "env": (["--env", "InvertedPendulumm-v5"], "env 'InvertedPendulumm-v5' cannot be made: .*InvertedPendulum"),
+    "another env": (["--env", "CartPole-v1"], "vec-normalize .*stats.pkl holds statistics of another environment"),
+    "other statistics": (
+        ["--vec-normalize", "{other.pkl}"],
+        "vec-normalize .*other.pkl holds statistics of another environment",
+    ),
+    "no statistics": (["--vec-normalize", "{text.zip}"], "vec-normalize .*text.zip is not a VecNormalize file"),
+    "missing statistics": (["--vec-normalize", "/nowhere.pkl"], "vec-normalize /nowhere.pkl does not exist"),
+    "rewards": (["--reward-min", "2", "--reward-max", "1"], "reward_min must be at most reward_max, got 2.0 and 1.0"),
+    "a reward outside": (["--reward-min", "0", "--reward-max", "0.5"], "reward_max: a reward of 1 was seen outside"),
+    "episodes": (["--episodes", "0"], "episodes must be at least 1, got 0"),
+    "n-envs": (["--n-envs", "0"], "n_envs must be at least 1, got 0"),
+    "gamma": (["--gamma", "2"], "gamma must lie in"),
+    "algo": (["--algo", "ppo2"], "--algo: invalid choice: 'ppo2'.*ppo"),
+    "out": (["--out", "{text.zip}"], "out .*text.zip exists and is not a folder"),
+}
+BAD_MODELS = {
+    "sac.zip": "model .*sac.zip is not of PPO, A2C or TRPO",
+    "cut.zip": "model .*cut.zip is not an SB3 model file, or is cut short",
+    "text.zip": "model .*text.zip is not an SB3 model file, or is cut short",
+    "none.zip": "model .*none.zip does not exist",
+}
+
+
+def audit_arguments(files: Files, out: Path, model: str, changes: list[str]) -> list[str]:
+    defaults = ["--env", "InvertedPendulum-v5", "--vec-normalize", str(files["stats.pkl"]), "--eps", "0.05"]
+    defaults += ["--episodes", "2", "--sparsities", "0", "--attacks", "random", "--out", str(out)]
+    named = [re.sub(r"\{(.*)\}", lambda match: str(files[match[1]]), change) for change in changes]
+    return ["audit", str(files.get(model, out / model)), *defaults, *named]
+
+
+def check_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = int(stop.code or 0)
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and re.search(message, error), error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_named(case: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, message = BAD[case]
+    check_refused(audit_arguments(files, tmp_path / "out", "a.zip", changes), message, capsys)
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("model", BAD_MODELS)
+def test_bad_models_are_named(model: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(audit_arguments(files, tmp_path / "out", model, []), BAD_MODELS[model], capsys)
+
+
+def test_the_folder_is_checked_before_the_work(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = audit_arguments(files, files["text.zip"], "a.zip", ["--episodes", "100000"])
+    check_refused(arguments, "out .*text.zip exists and is not a folder", capsys)
+
+
+def test_an_error_is_one_line_and_no_traceback(files: Files, tmp_path: Path) -> None:
+    result = run(*audit_arguments(files, tmp_path / "out", "cut.zip", []))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.startswith("sb3-prune-robust audit: error: model")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["demo", "--help"]])
+def test_help_explains(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and ("demo" in shown if arguments == ["--help"] else "--out" in shown)
+
+
+def interrupt_when(condition: Callable[[], bool], process: subprocess.Popen[str]) -> tuple[int, str]:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error
+
+
+def test_interrupting_says_so_in_one_line_and_leaves_nothing(files: Files, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = audit_arguments(files, out, "a.zip", ["--episodes", "100000"])
+    command = [sys.executable, "-m", "sb3_prune_robust", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    code, error = interrupt_when(out.exists, process)
+    assert code == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
+    assert list(out.iterdir()) == []
+
+
+def test_demo_trains_prunes_and_reports(tmp_path: Path) -> None:
+    arguments = ["--timesteps", "30000", "--episodes", "2", "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 0
+    record = strict(tmp_path / "report.json")
+    points = record["modes"]["stochastic"]["points"]
+    levels = [point["sparsity"] for point in points]
+    assert levels[0] == 0.0 and levels[-1] == pytest.approx(0.95, abs=1e-3) and len(levels) >= 4
+    assert [point["reached"]["actor"] for point in points] == pytest.approx(levels)
+    assert all(point["certificate"]["tv"]["mean"] > 0 for point in points)
+    assert record["models"][0]["policy"] == "LipschitzGaussianPolicy"
+    assert {path.name for path in tmp_path.iterdir()} == {"frontier.png", "report.json", "report.md"}
+
+
+def test_models_trained_with_other_discounts_need_one_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for gamma in (0.9, 0.99):
+        PPO("MlpPolicy", "CartPole-v1", gamma=gamma, device="cpu").save(tmp_path / f"{gamma}.zip")
+    models = [str(tmp_path / "0.9.zip"), str(tmp_path / "0.99.zip")]
+    options = ["--env", "CartPole-v1", "--eps", "0.1", "--episodes", "1", "--out", str(tmp_path / "out")]
+    check_refused(["audit", *models, *options], "gamma: the models were trained with different discounts", capsys)

@@ -19,7 +19,7 @@ from sb3_prune_robust.pruning import PruningCallback, sparsity
 
 N_TRAINING_ENVS = 8
 FINAL_SPARSITY = 0.95
-START, END = 0.5, 0.95  # of training, when pruning starts and is complete
+START, END = 0.4, 0.95  # of training, when pruning starts and is complete: ten prunes, training between them
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Recipe:
     timesteps: int
     eps: float
     lipschitz: float = 10.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
 
 
 RECIPES = {
-    "InvertedDoublePendulum-v5": Recipe(timesteps=200_000, eps=0.01),
-    "Hopper-v5": Recipe(timesteps=250_000, eps=0.02),
+    "InvertedDoublePendulum-v5": Recipe(timesteps=400_000, eps=0.01),
+    "Hopper-v5": Recipe(timesteps=400_000, eps=0.02),
 }
 
 
@@ -101,7 +101,7 @@ def train_demo(
         device="cpu",
         policy_kwargs={"lipschitz": recipe.lipschitz},
     )
-    pruning = PruningCallback(final_sparsity=FINAL_SPARSITY, schedule="polynomial", start=START, end=END)
+    pruning = PruningCallback(final_sparsity=FINAL_SPARSITY, schedule="periodic", start=START, end=END)
     snapshots = Snapshots(START, on_steps)
     model.learn(timesteps, callback=CallbackList([snapshots, pruning]))
     snapshots.keep()

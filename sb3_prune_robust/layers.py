@@ -39,12 +39,23 @@ class WeightMasks:
     def __init__(self, weights: Mapping[str, th.Tensor], optimizers: Sequence[th.optim.Optimizer]) -> None:
         self.weights = dict(weights)
         self.pruned: dict[str, th.Tensor] = {}
-        self.after_update: Callable[[], None] = _nothing  # the Lipschitz projection, where there is one
-        self._optimizers = list(optimizers)
+        self.after_update: Callable[[], None] | None = None  # the Lipschitz projection, where there is one
+        self._optimizers: list[th.optim.Optimizer] = []
         self._keep: dict[str, th.Tensor] = {}  # 1.0 where not pruned, in the weight's dtype: products are faster than fills
         self._n_pruned: dict[str, int] = {}
         self._hooked: set[str] = set()
-        for optimizer in self._optimizers:
+        for optimizer in optimizers:
+            self.attach(optimizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of this object would come without its hooks, and the copy's zeros would not stay: a copied or unpickled policy
+        # gets None, and new masks from its zeros when they are asked for.
+        return type(None), ()
+
+    def attach(self, optimizer: th.optim.Optimizer) -> None:
+        """Keep the zeros through the steps of an optimiser (once, however often it is given)."""
+        if not any(known is optimizer for known in self._optimizers):
+            self._optimizers.append(optimizer)
             optimizer.register_step_post_hook(self._after_step)
 
     def n_pruned(self, names: Iterable[str]) -> int:
@@ -70,7 +81,8 @@ class WeightMasks:
         :param pruned: for each layer to change, a boolean tensor of its weight's shape, True where to prune
         """
         self._set({name: where | self.pruned[name] if name in self.pruned else where for name, where in pruned.items()})
-        self.after_update()
+        if self.after_update is not None:
+            self.after_update()
 
     @th.no_grad()
     def _set(self, pruned: Mapping[str, th.Tensor]) -> None:
@@ -104,27 +116,30 @@ class WeightMasks:
         self._zero()
 
 
-def _nothing() -> None:
-    """The action after a mask update of a policy with no projection."""
-
-
 def weight_masks(policy: nn.Module) -> WeightMasks:
     """
     The :class:`WeightMasks` of a policy over all its linear layers, made and attached when it has none yet.
 
-    One object a policy, so that the hooks are registered once, however many callbacks or ``learn()`` calls follow.
+    One object a policy, so that the hooks are registered once, however many callbacks or ``learn()`` calls follow. Weights
+    that are loaded into the policy later bring their own zeros: the masks are read anew after ``load_state_dict``.
 
     :param policy: a policy with its ``optimizer``
     :return: its masks
     """
+    optimizer: Any = policy.optimizer
     masks: WeightMasks | None = getattr(policy, "_weight_masks", None)
     if masks is None:
         weights = {name: module.weight for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
-        optimizer: Any = policy.optimizer
         masks = WeightMasks(weights, [optimizer])
         policy._weight_masks = masks  # type: ignore[assignment]
+        policy.register_load_state_dict_post_hook(_rearm)
         masks.rearm()
+    masks.attach(optimizer)  # another one may have taken its place
     return masks
+
+
+def _rearm(policy: nn.Module, incompatible_keys: Any) -> None:
+    weight_masks(policy).rearm()
 
 
 def spectral_norm(weight: th.Tensor) -> float:
@@ -144,8 +159,8 @@ def _quick_norm(weight: th.Tensor) -> float:
     # Straight to LAPACK for the one eigenvalue: three quarters of scipy.linalg.eigh's time on small matrices is its checks.
     (syevr,) = scipy.linalg.get_lapack_funcs(("syevr",), (gram,))
     eigenvalues, _, _, _, info = syevr(gram, compute_v=0, range="I", il=len(gram), iu=len(gram))
-    if info != 0:
-        raise np.linalg.LinAlgError(f"LAPACK's syevr did not converge (info={info})")
+    if info != 0 or not np.isfinite(gram).all():  # squares beyond float32
+        return spectral_norm(weight)
     return math.sqrt(max(float(eigenvalues[0]), 0.0))
 
 
@@ -167,11 +182,22 @@ class LipschitzProjection:
         self._reference: list[th.Tensor] = []  # the weights when the norms were last measured
         self._norms: list[float] = []
         self._exact = False  # whether they were measured exactly
+        self._optimizers: list[th.optim.Optimizer] = []
+
+    def attach(self, optimizer: th.optim.Optimizer) -> None:
+        """Keep the bound through the steps of an optimiser (once, however often it is given)."""
+        if not any(known is optimizer for known in self._optimizers):
+            self._optimizers.append(optimizer)
+            optimizer.register_step_post_hook(self.after_step)
+
+    def is_exact(self) -> bool:
+        """Whether no weight has changed since the last exact projection."""
+        return self._exact and all(th.equal(w, r) for w, r in zip(self.weights, self._reference, strict=True))
 
     @th.no_grad()
     def project(self) -> None:
         """Exact projection; does nothing when no weight has changed since the last one."""
-        if self._exact and all(th.equal(w, r) for w, r in zip(self.weights, self._reference, strict=True)):
+        if self.is_exact():
             return
         self._rescale(spectral_norm, EXACT_SLACK)
         self._exact = True

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -18,6 +19,7 @@ from sb3_prune_robust.network import action_network
 DEFAULT_LIPSCHITZ = 20.0
 
 SelfPolicy = TypeVar("SelfPolicy", bound=BasePolicy)
+SelfLipschitz = TypeVar("SelfLipschitz", bound="_LipschitzActorCriticPolicy")
 
 
 class _LipschitzActorCriticPolicy(ActorCriticPolicy):
@@ -53,10 +55,7 @@ class _LipschitzActorCriticPolicy(ActorCriticPolicy):
         name = type(self).__name__
         if not isinstance(action_space, self.action_spaces):
             accepted = " or ".join(space.__name__ for space in self.action_spaces)
-            raise ValueError(
-                f"{name} needs a {accepted} action space, got {action_space}; for {type(action_space).__name__} "
-                f"actions use {self.sibling}"
-            )
+            raise ValueError(f"{name} needs a {accepted} action space, got {action_space}; its sibling: {self.sibling}")
         if not isinstance(observation_space, spaces.Box):
             raise ValueError(
                 f"{name} needs a Box observation space, got {type(observation_space).__name__}; make the observation a Box "
@@ -71,9 +70,8 @@ class _LipschitzActorCriticPolicy(ActorCriticPolicy):
         if self.lipschitz is not None:
             layers = [module for module in (*self.mlp_extractor.policy_net, self.action_net) if isinstance(module, nn.Linear)]
             self._projection = LipschitzProjection([m.weight for m in layers], self.lipschitz / network.activation_lipschitz)
-            self.optimizer.register_step_post_hook(self._projection.after_step)
+            self._projection.attach(self.optimizer)
             masks.after_update = self._after_mask_update
-        self.register_load_state_dict_post_hook(_rearm)  # type: ignore[no-untyped-call]
 
     def _after_mask_update(self) -> None:
         assert self._projection is not None
@@ -85,14 +83,21 @@ class _LipschitzActorCriticPolicy(ActorCriticPolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Also projects exactly when leaving training mode, as ``predict`` and every rollout do."""
         super().set_training_mode(mode)
-        if not mode and self._projection is not None:
-            self._projection.project()
+        weight_masks(self)  # an optimiser that took the place of the one hooked
+        if self._projection is not None:
+            self._projection.attach(self.optimizer)
+            if not mode:
+                self._projection.project()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """SB3's state dict, of exactly projected weights."""
         if self._projection is not None:
             self._projection.project()
         return super().state_dict(*args, **kwargs)
+
+    def projected(self: SelfLipschitz) -> SelfLipschitz:
+        """This policy as it plays: itself if it is projected exactly, else (in the midst of training) a copy that is."""
+        return self if self._projection is None or self._projection.is_exact() else copy_policy(self)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "lipschitz": self.lipschitz}
@@ -146,12 +151,9 @@ class LipschitzCategoricalPolicy(_LipschitzActorCriticPolicy):
 
 
 def _check_lipschitz(lipschitz: float | None) -> None:
-    if lipschitz is not None and not (isinstance(lipschitz, (int, float)) and 0 < lipschitz < math.inf):
+    is_number = isinstance(lipschitz, (int, float, np.floating)) and not isinstance(lipschitz, bool)
+    if lipschitz is not None and not (is_number and 0 < lipschitz < math.inf):
         raise ValueError(f"lipschitz must be a positive finite number, or None for no bound; got {lipschitz!r}")
-
-
-def _rearm(policy: nn.Module, incompatible_keys: Any) -> None:
-    weight_masks(policy).rearm()
 
 
 def copy_policy(policy: SelfPolicy) -> SelfPolicy:
@@ -169,7 +171,9 @@ def copy_policy(policy: SelfPolicy) -> SelfPolicy:
     with th.random.fork_rng(devices=[]):
         clone = type(policy)(**arguments)
     clone.to(policy.device)
-    clone.load_state_dict(policy.state_dict())
+    clone.load_state_dict(nn.Module.state_dict(policy))  # not ours, which projects the original
+    for parameter, original in zip(clone.parameters(), policy.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
     clone.optimizer.load_state_dict(copy.deepcopy(policy.optimizer.state_dict()))
     clone.set_training_mode(False)
     return clone

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.network import action_network
 from sb3_prune_robust.policies import DEFAULT_LIPSCHITZ, LipschitzCategoricalPolicy, LipschitzGaussianPolicy, copy_policy
 from sb3_prune_robust.pruning import PruningCallback, prune_policy, sparsity
@@ -211,3 +212,50 @@ def test_observations_need_not_be_flat_and_actions_may_be_multidiscrete():
     assert policy.predict(space.sample())[0].shape == (2,)
     assert bound(policy) <= 0.001 * (1 + 1e-5)
     assert action_network(policy).nvec == (2, 3)
+
+
+def test_what_is_certified_straight_after_training_is_the_policy_that_plays():
+    """learn() ends with train(): the weights are then within a percent of the bound, and no certificate may say so."""
+    model = PPO(LipschitzGaussianPolicy, "InvertedPendulum-v5", seed=0, policy_kwargs=dict(lipschitz=0.05), **SMALL)
+    model.learn(512)
+    model.policy.state_dict()  # exact
+    model.policy.set_training_mode(True)
+    model.policy.action_net.weight.data.mul_(1.005 * 0.05 / bound(model.policy))
+    before = {key: value.clone() for key, value in nn.Module.state_dict(model.policy).items()}
+    assert model.policy.training and bound(model.policy) > 0.05 * (1 + 1e-5)
+    radius = certify(model.policy, np.zeros((1, 4), np.float32), eps=1.0, norm="l2", method="spectral").radius
+    assert 0.05 * (1 - 1e-4) <= radius.max() <= 0.05 * (1 + 1e-4)  # one output: the product itself
+    assert all(th.equal(value, before[key]) for key, value in nn.Module.state_dict(model.policy).items())
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", LipschitzGaussianPolicy])
+def test_loading_other_weights_into_a_live_policy_brings_their_masks(policy):
+    model = PPO(policy, "Pendulum-v1", seed=0, **SMALL)
+    dense = copy.deepcopy(model.get_parameters())
+    model.learn(128, callback=PruningCallback(0.5, schedule="one_shot", start=0.0))
+    model.set_parameters(dense)
+    model.learn(64)
+    assert sparsity(model)["actor"] == 0.0
+    prune_policy(model, 0.25)
+    assert sparsity(model)["actor"] == 0.25
+
+
+def test_a_plain_deepcopy_of_a_pruned_policy_is_armed_again_by_the_callback():
+    model = PPO("MlpPolicy", "Pendulum-v1", seed=0, **SMALL)
+    prune_policy(model, 0.5)
+    clone = copy.deepcopy(model.policy)
+    assert clone._weight_masks is None
+    other = PPO("MlpPolicy", "Pendulum-v1", seed=0, **SMALL)
+    other.policy = clone
+    other.learn(128, callback=PruningCallback(0.5, schedule="one_shot", start=0.0))
+    assert sparsity(other)["actor"] == 0.5
+
+
+def test_an_optimiser_put_in_the_place_of_the_first_is_watched_too():
+    model = PPO(LipschitzGaussianPolicy, "Pendulum-v1", seed=0, policy_kwargs=dict(lipschitz=0.5), **SMALL)
+    prune_policy(model, 0.5)
+    model.policy.optimizer = th.optim.SGD(model.policy.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    spy = Spy()
+    model.learning_rate, model.lr_schedule = 0.1, lambda _: 0.1
+    model.learn(256, callback=spy)
+    assert max(spy.after_steps) <= 0.5 * (1 + 1e-2) and sparsity(model)["actor"] == 0.5

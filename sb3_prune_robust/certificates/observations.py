@@ -17,7 +17,10 @@ _FLOAT32_ROUNDOFF = 2.0**-24
 
 def policy_of(policy: Any) -> Any:
     """
-    The policy of an SB3 algorithm, or the policy itself.
+    The policy of an SB3 algorithm, or the policy itself, as it plays.
+
+    A Lipschitz policy in the midst of training may exceed its bound by a percent until it predicts: then it is an exactly
+    projected copy that is certified, the one that will play; the policy given is not changed.
 
     :param policy: a policy or an algorithm
     :return: the policy
@@ -26,7 +29,8 @@ def policy_of(policy: Any) -> Any:
     policy = getattr(policy, "policy", policy)
     if not isinstance(policy, th.nn.Module) or not hasattr(policy, "observation_space"):
         raise TypeError(f"policy must be a Stable-Baselines3 policy or algorithm, got {type(policy).__name__}")
-    return policy
+    projected: Any = getattr(policy, "projected", None)
+    return policy if projected is None else projected()
 
 
 def check_observations(observations: npt.ArrayLike, shape: tuple[int, ...]) -> Array:

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_prune_robust.layers import WeightMasks, weight_masks
 from sb3_prune_robust.pruning.distributions import check_distribution
-from sb3_prune_robust.pruning.prune import Layers, check_targets, prune_layers, sparsity, target_layers
+from sb3_prune_robust.pruning.prune import Layers, check_patterns, check_targets, prune_layers, sparsity, target_layers
 from sb3_prune_robust.pruning.schedules import Schedule, make_schedule
 from sb3_prune_robust.pruning.scores import Score, make_score
 
@@ -45,7 +45,8 @@ class PruningCallback(BaseCallback):
     Micro-pruning here means: the linear ramp followed at every optimiser step, a sliver of weights at a time. What the
     schedule still asks for when training ends is pruned then.
 
-    Logged: ``prune/target`` and ``prune/sparsity`` (of the pruned layers), ``prune/total_sparsity`` (of all weight matrices),
+    Logged: ``prune/target`` and ``prune/sparsity`` (of the pruned layers; ``prune/actor``, ``prune/critic`` of each target's),
+    ``prune/total_sparsity`` (of all weight matrices),
     ``prune/mask_updates``, and the sparsity of each pruned layer under ``prune/<layer>``.
 
     :param final_sparsity: share of zeros in the pruned layers at the end, in [0, 1); or one a target,
@@ -79,6 +80,9 @@ class PruningCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         check_distribution(distribution)
+        check_patterns(layers)
+        if probe is not None and not callable(probe):
+            raise ValueError(f"probe must be a function of the policy, or None; got {probe!r}")
         finals = _final_sparsities(final_sparsity, check_targets(targets))
         self.schedules: dict[str, Schedule] = {
             target: make_schedule(schedule, final, start, end) for target, final in finals.items()
@@ -90,14 +94,19 @@ class PruningCallback(BaseCallback):
         self.events: list[PruneEvent] = []
         self.n_mask_updates = 0
         self._handles: list[Any] = []
+        self._known_model: Any = None
 
     def _init_callback(self) -> None:
         self._layers: dict[str, Layers] = {t: target_layers(self.model.policy, t, self.patterns) for t in self.schedules}
         self._masks: WeightMasks = weight_masks(self.model.policy)
         self._masks.rearm()  # a policy that is not ours was pruned before and loaded since
-        self._observed = False
+        if self.model is not self._known_model:  # what was seen of another model says nothing of this one
+            self._known_model, self._observed, self.n_mask_updates = self.model, False, 0
+            self.events.clear()
+            self.score.reset(self.model.seed or 0)
 
     def _on_training_start(self) -> None:
+        self._unhook()  # a learn() that ended in an exception left them
         optimizer = self.model.policy.optimizer
         if self.score.needs_gradient:
             self._handles.append(optimizer.register_step_pre_hook(self._observe))
@@ -118,11 +127,11 @@ class PruningCallback(BaseCallback):
 
     def _progress(self) -> float:
         # SB3's _current_progress_remaining is stale when a run continues.
-        return min(self.model.num_timesteps / self.model._total_timesteps, 1.0)
+        return min(self.model.num_timesteps / max(self.model._total_timesteps, 1), 1.0)
 
     def _on_rollout_start(self) -> None:
-        if not self._every_step:
-            self._prune(self._progress())
+        # With micro-pruning, what is left of the last update's slivers: all but nothing, unless it was stopped early.
+        self._prune(self._progress())
         self._log()
 
     def _on_rollout_end(self) -> None:
@@ -145,8 +154,14 @@ class PruningCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        n_before = self.n_mask_updates
         self._prune(self._progress())
-        self._log()
+        self._unhook()
+        if self.n_mask_updates > n_before:  # SB3 logs no more
+            self._log()
+            self.logger.dump(self.num_timesteps)
+
+    def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
 
@@ -170,20 +185,33 @@ class PruningCallback(BaseCallback):
         return round(self.schedules[target](progress) * _size(layers)) > self._masks.n_pruned(layers)
 
     def _look(self) -> Any:
-        return None if self.probe is None else self.probe(self.model.policy)
+        if self.probe is None:
+            return None
+        policy = self.model.policy
+        was_training = policy.training
+        policy.set_training_mode(False)  # as it plays: a Lipschitz policy projects exactly
+        result = self.probe(policy)
+        policy.set_training_mode(was_training)
+        return result
 
     def _sparsity(self) -> float:
         return sum(map(self._masks.n_pruned, self._layers.values())) / sum(map(_size, self._layers.values()))
 
     def _target(self) -> float:
-        asked = {target: schedule(self._reached) for target, schedule in self.schedules.items()}
-        return sum(asked[t] * _size(layers) for t, layers in self._layers.items()) / sum(map(_size, self._layers.values()))
+        """Share of the pruned layers' weights asked for; what is pruned already stays so, and counts."""
+        asked = [max(self.schedules[t](self._reached), self._share(t)) * _size(layers) for t, layers in self._layers.items()]
+        return sum(asked) / sum(map(_size, self._layers.values()))
+
+    def _share(self, target: str) -> float:
+        return self._masks.n_pruned(self._layers[target]) / _size(self._layers[target])
 
     def _log(self) -> None:
         shares = sparsity(self.model.policy)
         self.logger.record("prune/target", self._target())
         self.logger.record("prune/sparsity", self._sparsity())
         self.logger.record("prune/total_sparsity", shares["total"])
+        for target in self._layers:
+            self.logger.record(f"prune/{target}", self._share(target))
         self.logger.record("prune/mask_updates", self.n_mask_updates)
         for layers in self._layers.values():
             for name in layers:  # long names: SB3's table cuts them, and refuses two that are then alike

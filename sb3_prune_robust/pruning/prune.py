@@ -49,12 +49,20 @@ def target_layers(policy: Any, target: str, patterns: Sequence[str] | None = Non
     """
     if target not in TARGETS:
         raise ValueError(f"targets: {target!r} is unknown; known: {', '.join(TARGETS)}")
+    check_patterns(patterns)
     layers = _all_layers(policy)[target]
     kept = {name: layer for name, layer in layers.items() if _matches(name, patterns)}
     if not kept:
-        what = "hidden layer" if patterns is None else f"layer that matches layers={list(patterns)!r}"
-        raise ValueError(f"targets: the {target} has no {what}; its linear layers: {', '.join(layers)}")
+        argument = "targets" if patterns is None else "layers"
+        what = "hidden layer" if patterns is None else f"layer that matches {list(patterns)!r}"
+        raise ValueError(f"{argument}: the {target} has no {what}; its linear layers: {', '.join(layers)}")
     return kept
+
+
+def check_patterns(patterns: Sequence[str] | None) -> None:
+    """:raises ValueError: for a string in place of a list of patterns, which would match letter by letter"""
+    if isinstance(patterns, str) or not (patterns is None or all(isinstance(pattern, str) for pattern in patterns)):
+        raise ValueError(f"layers must be a list of patterns such as ['*policy_net*'], or None; got {patterns!r}")
 
 
 def _matches(name: str, patterns: Sequence[str] | None) -> bool:
@@ -63,7 +71,7 @@ def _matches(name: str, patterns: Sequence[str] | None) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Score, distribution: str) -> bool:
+def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Score, distribution: str) -> None:
     """
     Prune layers, taken together, to a sparsity: ``round(sparsity * n)`` of their ``n`` weights are zero afterwards.
 
@@ -74,12 +82,11 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
     :param sparsity: share of the layers' weights that are zero afterwards
     :param score: ranks the weights
     :param distribution: ``"uniform"``, ``"erk"`` or ``"global"``
-    :return: whether anything was pruned
     """
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
     n_pruned = round(sparsity * sum(sizes.values()))
     if n_pruned <= masks.n_pruned(layers):
-        return False
+        return
     if sum(sizes.values()) - n_pruned < len(layers):
         raise ValueError(
             f"sparsity={sparsity} leaves {len(layers)} layers of {sum(sizes.values())} weights fewer than one weight each"
@@ -92,7 +99,6 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
         alive = {name: size - masks.n_pruned([name]) for name, size in sizes.items()}
         keep = share(distribution, shapes, alive, sum(sizes.values()) - n_pruned)
         masks.prune({name: _lowest(scores[name], alive[name] - keep[name]) for name in layers if alive[name] > keep[name]})
-    return True
 
 
 def _scores(masks: WeightMasks, name: str, layer: nn.Linear, score: Score) -> th.Tensor:
@@ -153,7 +159,8 @@ def prune_policy(
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
     """:raises ValueError: unless it is a sequence of ``"actor"`` and ``"critic"``, each at most once, not empty"""
-    if isinstance(targets, str) or not targets or len(set(targets)) != len(targets) or set(targets) - set(TARGETS):
+    is_sequence = isinstance(targets, Sequence) and not isinstance(targets, str)
+    if not is_sequence or not targets or len(set(targets)) != len(targets) or set(targets) - set(TARGETS):
         raise ValueError(f"targets must name {' and/or '.join(map(repr, TARGETS))}, as in ('actor',); got {targets!r}")
     return tuple(targets)
 
@@ -168,7 +175,7 @@ def sparsity(model: Any) -> dict[str, Any]:
     """
     policy = policy_of(model)
     targets = {target: _hidden(layers) for target, layers in _all_layers(policy).items()}
-    matrices = [parameter for parameter in policy.parameters() if parameter.ndim >= 2]
+    matrices = [p for name, p in policy.named_parameters() if p.ndim >= 2 and name.endswith("weight")]  # not gSDE's log_std
     layers = {name: _share([module.weight]) for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
     return {**{target: _share(weights) for target, weights in targets.items()}, "total": _share(matrices), "layers": layers}
 

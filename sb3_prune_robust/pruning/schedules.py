@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
+# Numbers as users give them, numpy's included.
+REAL = (int, float, np.integer, np.floating)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -25,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_sparsity(self.final_sparsity, "final_sparsity")
-        if not 0 <= self.start < self.end <= 1:
+        if not all(isinstance(value, REAL) for value in (self.start, self.end)) or not 0 <= self.start < self.end <= 1:
             raise ValueError(f"start and end must satisfy 0 <= start < end <= 1, got start={self.start!r}, end={self.end!r}")
 
     def __call__(self, progress: float) -> float:
@@ -71,7 +76,7 @@ class PeriodicSchedule(Schedule):
 
 
 class ConstantSchedule(Schedule):
-    """The final sparsity from the first step to the last, whatever ``start`` and ``end``: training a sparse network."""
+    """The final sparsity from the first step to the last, whatever ``start`` and ``end``: sparse from birth."""
 
     def __call__(self, progress: float) -> float:
         return self.final_sparsity
@@ -99,7 +104,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 def check_sparsity(sparsity: object, argument: str = "sparsity") -> None:
     """:raises ValueError: unless it is a number in [0, 1)"""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, REAL) or not 0 <= sparsity < 1:
         raise ValueError(f"{argument} must be a number in [0, 1), got {sparsity!r}")
 
 
@@ -112,6 +117,6 @@ def make_schedule(schedule: str, final_sparsity: float, start: float, end: float
     :return: the schedule
     :raises ValueError: for an unknown name, or as :class:`Schedule`
     """
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[schedule](final_sparsity, start, end)

@@ -23,6 +23,13 @@ class Score:
     def observe(self, name: str, weight: th.Tensor) -> None:
         """Called before each optimiser step, with the gradient in ``weight.grad``."""
 
+    def reset(self, seed: int) -> None:
+        """
+        Called when the score meets another model: forget what was seen of the last one.
+
+        :param seed: that of the model's training
+        """
+
 
 class MagnitudeScore(Score):
     """``|w|`` (Han et al. 2015)."""
@@ -35,11 +42,16 @@ class RandomScore(Score):
     """
     Uniform random numbers: the control that every other score must beat.
 
-    :param seed: seed of a generator of its own, so that training's random numbers are not touched
+    :param seed: seed of a generator of its own, so that training's random numbers are not touched; ``None``: in training that
+        of the model, else 0
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._generator = th.Generator().manual_seed(seed)
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._generator = th.Generator().manual_seed(seed or 0)
+
+    def reset(self, seed: int) -> None:
+        self._generator.manual_seed(seed if self.seed is None else self.seed)
 
     def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
         return th.rand(weight.shape, generator=self._generator).to(weight.device)
@@ -50,6 +62,9 @@ class _GradientScore(Score):
 
     def __init__(self) -> None:
         self._sums: dict[str, th.Tensor] = {}
+
+    def reset(self, seed: int) -> None:
+        self._sums.clear()
 
     def _add(self, name: str, weight: th.Tensor, value: th.Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -116,6 +131,6 @@ def make_score(scores: str | Score) -> Score:
     """
     if isinstance(scores, Score):
         return scores
-    if scores not in SCORES:
+    if not isinstance(scores, str) or scores not in SCORES:
         raise ValueError(f"scores={scores!r} is unknown; known: {', '.join(SCORES)}, or a Score object")
     return SCORES[scores]()

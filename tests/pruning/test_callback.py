@@ -248,6 +248,12 @@ def test_a_layer_is_never_emptied():
         (dict(final_sparsity=0.5, targets=("actors",)), "targets"),
         (dict(final_sparsity=0.5, targets="actor"), "targets"),
         (dict(final_sparsity=0.5, targets=()), "targets"),
+        (dict(final_sparsity=0.5, targets=5), "targets"),
+        (dict(final_sparsity=0.5, start="0.2"), "start < end"),
+        (dict(final_sparsity=0.5, schedule=["linear"]), "schedule="),
+        (dict(final_sparsity=0.5, scores=["magnitude"]), "scores="),
+        (dict(final_sparsity=0.5, layers="*policy_net*"), "layers must be a list of patterns"),
+        (dict(final_sparsity=0.5, probe=3), "probe must be a function"),
         (dict(final_sparsity={"actor": 0.5}, targets=("actor", "critic")), "must be the same"),
     ],
 )
@@ -257,9 +263,7 @@ def test_bad_arguments_are_refused_at_once(kwargs, message):
 
 
 def test_what_only_the_model_can_tell_is_refused_before_training():
-    with pytest.raises(
-        ValueError, match=r"no layer that matches layers=\['policy'\]; its linear layers: mlp_extractor.policy_net.0"
-    ):
+    with pytest.raises(ValueError, match=r"layers: the actor has no layer that matches \['policy'\]; its linear layers: mlp"):
         make().learn(64, callback=PruningCallback(0.5, layers=["policy"]))
     with pytest.raises(ValueError, match="the actor has no hidden layer"):
         make(policy_kwargs=dict(net_arch=[])).learn(64, callback=PruningCallback(0.5))
@@ -273,3 +277,58 @@ def test_what_only_the_model_can_tell_is_refused_before_training():
         prune_policy(make().policy, 0.5, scores="movement")
     with pytest.raises(ValueError, match=r"sparsity must be a number in \[0, 1\), got 1.5"):
         prune_policy(make().policy, 1.5)
+
+
+def test_micro_pruning_keeps_to_its_schedule_when_updates_are_cut_short():
+    model = make(learning_rate=1e-3, n_epochs=10, target_kl=0.001)
+    callback, watch = PruningCallback(0.9, schedule="micro", start=0.2, end=0.8), Watch()
+    model.learn(2048, callback=[callback, watch])
+    for event in callback.events:
+        asked = 0.9 * min(max((event.timestep - 64) / 2048 - 0.2, 0) / 0.6, 1)  # at the beginning of the update
+        assert event.sparsity >= asked - 1 / N_ACTOR
+    assert watch.sparsities[-1] == round(0.9 * N_ACTOR) / N_ACTOR
+
+
+def test_a_target_is_never_logged_below_what_is_pruned_and_the_last_prune_is_logged():
+    model, recorder = make(), Recorder()
+    model.learn(256, callback=PruningCallback(0.5))
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(256, callback=PruningCallback(0.8, schedule="linear", start=0.0, end=1.0))
+    assert all(row["prune/target"] >= row["prune/sparsity"] - 1e-3 for row in recorder.rows)
+    assert recorder.rows[-1]["prune/sparsity"] == recorder.rows[-1]["prune/actor"] == round(0.8 * N_ACTOR) / N_ACTOR
+
+
+def test_one_callback_for_two_models_starts_afresh():
+    callback = PruningCallback(0.5, scores="movement")
+    make().learn(256, callback=callback)
+    other = PPO("MlpPolicy", "CartPole-v1", seed=1, n_steps=64, batch_size=32).learn(256, callback=callback)
+    assert sparsity(other)["actor"] == 0.5 and callback.events[0].sparsity < 0.5
+
+
+def test_a_training_that_was_interrupted_leaves_no_hooks_behind():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 100:
+                raise KeyboardInterrupt
+            return True
+
+    model, callback = make(), PruningCallback(0.5, schedule="micro", scores="movement")
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(256, callback=[callback, Stop()])
+    model.learn(256, callback=callback)
+    assert len(model.policy.optimizer._optimizer_step_post_hooks) == 1
+    assert len(model.policy.optimizer._optimizer_step_pre_hooks) == 0
+
+
+def test_random_pruning_differs_between_seeds_of_training():
+    masks = []
+    for seed in (0, 1):
+        model = PPO("MlpPolicy", ENV, seed=seed, n_steps=64, batch_size=32)
+        model.learn(128, callback=PruningCallback(0.5, scores="random", schedule="constant"))
+        masks.append(model.policy.mlp_extractor.policy_net[2].weight == 0)
+    assert not th.equal(*masks)
+
+
+def test_numbers_of_numpy_are_numbers_and_no_steps_are_no_error():
+    make().learn(0, callback=PruningCallback(np.float32(0.5), start=np.float64(0.1)))
+    assert sparsity(make().learn(128, callback=PruningCallback(np.float32(0.5))))["actor"] == 0.5

@@ -4,8 +4,8 @@ Training speed with our policy and callback, as a ratio to plain ``MlpPolicy``: 
     python benchmarks/training.py
 
 Each variant trains PPO on Hopper-v5 (n_envs=8, n_steps=256, batch_size=256) in turn with the plain policy; a rollout and its
-update are timed together, in CPU time: one thread's time on a quiet machine, whatever else runs on this one. ``lipschitz=0.1`` is a bound that is at work at every step. Writes
-``benchmarks/results/training.json``.
+update are timed together, in CPU time: that of one thread on a quiet machine, whatever else runs on this one.
+``lipschitz=0.1`` is a bound that is at work at every step. Writes ``benchmarks/results/training.json``.
 """
 
 from __future__ import annotations

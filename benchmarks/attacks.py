@@ -50,16 +50,16 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def interleaved(slow: Callable[[], Any], fast: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Medians of both, in seconds, one call of each in turn."""
+    """Medians of both, in seconds, in turn."""
     pairs = np.array([(timed(slow), timed(fast)) for _ in range(repeats)])
     return float(np.median(pairs[:, 0])), float(np.median(pairs[:, 1]))
 
 
-def ten_times(function: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
+def block_of_calls(function: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
     """A block of calls: single calls in turn would time how long each side's data takes to return to the cache."""
 
     def block() -> None:
-        for _ in range(10):
+        for _ in range(BLOCK):
             function(*arguments)
 
     return block
@@ -71,8 +71,10 @@ def attack_speed(model: PPO) -> list[dict[str, float]]:
     for n, target in SPEEDUP_TARGETS.items():
         obs = np.random.default_rng(0).normal(size=(n, 11)).astype(np.float32)
         tensor = th.as_tensor(obs)
-        slow, fast = interleaved(ten_times(naive_mad, model.policy, tensor), ten_times(attack, model.policy, obs), 61)
-        slow, fast = slow / 10, fast / 10
+        slow, fast = interleaved(
+            block_of_calls(naive_mad, model.policy, tensor), block_of_calls(attack, model.policy, obs), 21
+        )
+        slow, fast = slow / BLOCK, fast / BLOCK
         rows.append(dict(n_envs=n, autograd_us=slow * 1e6, analytic_us=fast * 1e6, speedup=slow / fast, target=target))
         print(f"  {n:4d} envs: {slow * 1e6:7.0f} / {fast * 1e6:6.0f} = {slow / fast:5.1f}x   (target {target:.0f}x)")
     return rows

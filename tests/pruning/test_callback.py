@@ -312,12 +312,19 @@ def test_a_training_that_was_interrupted_leaves_no_hooks_behind():
                 raise KeyboardInterrupt
             return True
 
+    class Count(BaseCallback):
+        def _on_step(self):
+            optimizer = self.model.policy.optimizer
+            hooks = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
+            assert hooks == (1, 2)  # the score's; the masks' and micro-pruning's
+            return True
+
     model, callback = make(), PruningCallback(0.5, schedule="micro", scores="movement")
     with pytest.raises(KeyboardInterrupt):
         model.learn(256, callback=[callback, Stop()])
-    model.learn(256, callback=callback)
-    assert len(model.policy.optimizer._optimizer_step_post_hooks) == 1
-    assert len(model.policy.optimizer._optimizer_step_pre_hooks) == 0
+    model.learn(256, callback=[callback, Count()])
+    optimizer = model.policy.optimizer
+    assert (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)) == (0, 1)
 
 
 def test_random_pruning_differs_between_seeds_of_training():

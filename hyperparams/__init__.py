@@ -1,0 +1,1 @@
+"""RL Zoo hyperparameters that use the package, one YAML file per algorithm."""

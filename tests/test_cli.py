@@ -232,7 +232,14 @@ def test_interrupting_says_so_in_one_line_and_leaves_nothing(files: Files, tmp_p
     out = tmp_path / "out"
     arguments = audit_arguments(files, out, "a.zip", ["--episodes", "100000"])
     command = [sys.executable, "-m", "sb3_prune_robust", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs in the background
+    )
     code, error = interrupt_when(out.exists, process)
     assert code == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
     assert list(out.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ REAL = (int, float, np.integer, np.floating)
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """
     The target sparsity at a share of training: 0 before ``start``, ``final_sparsity`` from ``end`` on, a ramp between.
 
@@ -42,9 +43,9 @@ class Schedule:
             return 0.0
         return self.final_sparsity * self.ramp(min((progress - self.start) / (self.end - self.start), 1.0))
 
+    @abstractmethod
     def ramp(self, share: float) -> float:
         """:param share: share of the way from ``start`` to ``end``; :return: share of the final sparsity"""
-        raise NotImplementedError
 
 
 class OneShotSchedule(Schedule):
@@ -75,7 +76,7 @@ class PeriodicSchedule(Schedule):
         return math.floor(10 * share + 1e-9) / 10
 
 
-class ConstantSchedule(Schedule):
+class ConstantSchedule(OneShotSchedule):
     """The final sparsity from the first step to the last, whatever ``start`` and ``end``: sparse from birth."""
 
     def __call__(self, progress: float) -> float:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch as th
 
 
-class Score:
+class Score(ABC):
     """
     Ranks the weights of a layer. A score that learns from gradients sets ``needs_gradient`` and fills ``observe``.
     """
 
     needs_gradient = False
 
+    @abstractmethod
     def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
         """
         :param name: the layer's name
         :param weight: its weight matrix
         :return: a score for each weight, same shape; the lowest are pruned first
         """
-        raise NotImplementedError
 
-    def observe(self, name: str, weight: th.Tensor) -> None:
+    def observe(self, name: str, weight: th.Tensor) -> None:  # noqa: B027 (most scores need none)
         """Called before each optimiser step, with the gradient in ``weight.grad``."""
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int) -> None:  # noqa: B027
         """
         Called when the score meets another model: forget what was seen of the last one.
 

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from sb3_prune_robust.attacks import AdversarialVecEnv
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.evaluation.frontier import worst_case
+from sb3_prune_robust.evaluation.return_certificate import certify_return
 from sb3_prune_robust.policies import LipschitzCategoricalPolicy, LipschitzGaussianPolicy
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 
@@ -17,6 +18,7 @@ __all__ = [
     "PruningCallback",
     "__version__",
     "certify",
+    "certify_return",
     "sparsity",
     "worst_case",
 ]

@@ -6,13 +6,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch as th
 from tqdm import tqdm
 
 from sb3_prune_robust.attacks import ATTACKS
-from sb3_prune_robust.certificates import reward_range
+from sb3_prune_robust.certificates import RewardRange, clipped_rewards, reward_range
 from sb3_prune_robust.evaluation.audit import Subject, audit, common_gamma, horizon_of, load_subjects, write_report
 from sb3_prune_robust.evaluation.demo import END, FINAL_SPARSITY, RECIPES, START, train_demo
 from sb3_prune_robust.evaluation.frontier import MODES, NORMS, Settings, n_rollouts
@@ -37,7 +38,8 @@ examples:
 AUDIT_HELP = """
 What happens: copies of each model are pruned to each sparsity, with no retraining, and play the same fixed episodes clean and
 under each attack; the total variation of the action distribution is certified at the states visited. Your files are only read.
-Written to --out: report.md (start here), frontier.png, report.json (the whole record).
+Written to --out: report.md (start here), frontier.png, certified.png (where a return is certified), report.json (the whole
+record).
 Choosing eps: it is in units of what the network receives. With VecNormalize 0.05 to 0.15 are usual for MuJoCo tasks.
 """
 
@@ -50,13 +52,31 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,0.5,0.9") from None
+    numbers = _floats(text)
     if not all(0 <= number < 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"every sparsity must lie in [0, 1), got {text!r}")
     return numbers
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0.001,0.01") from None
+
+
+def _pair(text: str) -> tuple[float, float]:
+    numbers = _floats(text)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"two numbers are needed, like 0,5; got {text!r}")
+    return numbers[0], numbers[1]
+
+
+def _radii(text: str) -> tuple[float, ...]:
+    radii = _floats(text)
+    if not all(0 < radius < float("inf") for radius in radii):
+        raise argparse.ArgumentTypeError(f"every radius must be positive and finite, got {text!r}")
+    return radii
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -105,6 +125,10 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
         help="smallest reward possible (default: where proved): returns are certified only if known",
     )
     add("--reward-max", type=float, metavar="R", help="largest reward possible")
+    text = "certify the return of rewards clipped to this range, where the environment's own have no proved bounds"
+    add("--clip-rewards", type=_pair, metavar="LOW,HIGH", help=text)
+    text = "further radii for certified against attacked returns over eps (default: 1/256, 1/64, 1/16, 1/4 of --eps)"
+    add("--eps-grid", type=_radii, default=(), metavar="E,E", help=text)
     add("--gamma", type=float, help="discount of the certificates (default: the model's)")
     add("--confidence", type=float, default=0.95, help="level of the intervals (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the first episode (default: %(default)s)")
@@ -132,6 +156,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_demo)
 
 
+def _rewards(args: argparse.Namespace) -> RewardRange:
+    if args.clip_rewards is None:
+        return reward_range(args.env, args.reward_min, args.reward_max)
+    if args.reward_min is not None or args.reward_max is not None:
+        raise ValueError("clip-rewards was given together with reward-min or reward-max: it is one or the other")
+    return clipped_rewards(*args.clip_rewards)
+
+
 def _audit(args: argparse.Namespace, command: str) -> None:
     settings = dict(
         eps=args.eps,
@@ -141,7 +173,8 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         modes=args.modes,
         seed=args.seed,
         confidence=args.confidence,
-        rewards=reward_range(args.env, args.reward_min, args.reward_max),
+        rewards=_rewards(args),
+        eps_grid=args.eps_grid,
     )
     Settings(**settings)  # what is wrong is said before anything is loaded
     n_envs = min(args.episodes, MAX_ENVS) if args.n_envs is None else args.n_envs
@@ -164,10 +197,12 @@ def _demo(args: argparse.Namespace, command: str) -> None:
     if timesteps < 1:
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     attacks = ("random", "mad", "critic")
-    settings = Settings(recipe.eps, "linf", attacks, args.episodes, seed=args.seed, rewards=reward_range(args.env))
+    rewards = clipped_rewards(*recipe.clip_rewards)
+    settings = Settings(recipe.eps, "linf", attacks, args.episodes, seed=args.seed, rewards=rewards)
     folder = prepare_folder(args.out)
     with tqdm(total=timesteps, desc="training and pruning", unit="step", disable=None) as bar:
         subject = train_demo(args.env, timesteps, min(args.episodes, MAX_ENVS), args.seed, levels, bar.update)
+    settings = replace(settings, horizon=horizon_of(subject.agent.venv))
     pruning = {"description": f"PPO with LipschitzGaussianPolicy(lipschitz={recipe.lipschitz:g}), {timesteps} steps."}
     pruning["description"] += (
         f" Pruned by magnitude while it trained, from {START:.0%} to {END:.0%} of training; each row is the agent as it was "
@@ -182,9 +217,9 @@ def _run(
     total = n_rollouts([subject.agent for subject in subjects], settings)
     with tqdm(total=total, desc="episodes", unit="ep", disable=None) as bar:
         record = audit(subjects, settings, env, command, pruning, on_episode=lambda: _advance(bar), kind=kind)
-    write_report(folder, record)
+    names = write_report(folder, record)
     print(_summary(record))
-    print(f"Written to {folder}: report.md, frontier.png, report.json")
+    print(f"Written to {folder}: {', '.join(names)}")
 
 
 def _advance(bar: Any) -> None:
@@ -194,12 +229,17 @@ def _advance(bar: Any) -> None:
 def _summary(record: dict[str, Any]) -> str:
     mode = record["settings"]["modes"][0]
     lines = [f"{record['settings']['env']}, eps {record['settings']['eps']:g}, {mode} actions"]
-    lines.append(f"{'sparsity':>8} {'clean':>10} {'worst':>10} {'(attack)':>10} {'certified TV':>13}")
+    header = f"{'sparsity':>8} {'clean':>10} {'worst':>10} {'(attack)':>10} {'certified TV':>13} {'eps for half':>13}"
+    lines.append(header)
     for point in record["modes"][mode]["points"]:
-        tv = (point["certificate"] or {}).get("tv")
+        certificate = point["certificate"] or {}
+        tv, half = certificate.get("tv"), certificate.get("certified_return", {}).get("half", {}).get("eps")
         shown = "-" if tv is None else f"{tv['mean']:.4f}"
+        radius = "-" if half is None else f"{half:.2g}"
         clean, worst = point["clean"]["mean"], point["worst"]
-        lines.append(f"{point['sparsity']:>8.2f} {clean:>10.1f} {worst['mean']:>10.1f} {worst['attack']:>10} {shown:>13}")
+        cells = f"{clean:>10.1f} {worst['mean']:>10.1f} {worst['attack']:>10} {shown:>13} {radius:>13}"
+        lines.append(f"{point['sparsity']:>8.2f} {cells}")
+    lines.append("eps for half: the largest at which half of the clean whole-episode return is certified (-: not certified)")
     return "\n".join(lines)
 
 

@@ -39,6 +39,8 @@ class Activation:
     :param function: the function, elementwise on arrays
     :param derivative: its derivative, elementwise, given the input and the output of ``function``
     :param argmin: where it is smallest (any point of the set, ``-inf`` if it only rises)
+    :param curvature: bound on ``|f''|`` away from the kinks
+    :param kinks: where the derivative jumps, ascending
     """
 
     name: str
@@ -46,6 +48,8 @@ class Activation:
     function: Callable[[Array], Array]
     derivative: Callable[[Array, Array], Array]
     argmin: float = -np.inf
+    curvature: float = 0.0
+    kinks: tuple[float, ...] = ()
 
 
 def _relu(x: Array) -> Array:
@@ -86,18 +90,28 @@ def _selu_slope(x: Array, y: Array) -> Array:
     return 1.0507009873554805 * np.where(x > 0, x.dtype.type(1), 1.6732632423543772 * np.exp(np.minimum(x, 0.0)))
 
 
-TANH = Activation("Tanh", 1.0, np.tanh, lambda x, y: 1.0 - y * y)
-RELU = Activation("ReLU", 1.0, _relu, lambda x, y: (x > 0).astype(x.dtype))
+# The constants below are the maxima of |f'| and |f''|, rounded up in the last digit shown.
+TANH = Activation("Tanh", 1.0, np.tanh, lambda x, y: 1.0 - y * y, curvature=0.7699)
+RELU = Activation("ReLU", 1.0, _relu, lambda x, y: (x > 0).astype(x.dtype), kinks=(0.0,))
 
 _FIXED: dict[type[nn.Module], Activation] = {
     nn.Tanh: TANH,
     nn.ReLU: RELU,
-    nn.Sigmoid: Activation("Sigmoid", 0.25, expit, lambda x, y: y * (1.0 - y)),
-    # THEORY: the constants below are the maxima of |f'|, rounded up in the last digit shown.
-    nn.SELU: Activation("SELU", 1.7581, _selu, _selu_slope),
-    nn.SiLU: Activation("SiLU", 1.0999, lambda x: x * expit(x), _silu_slope, argmin=-1.278464542761074),
-    nn.Mish: Activation("Mish", 1.0886, lambda x: x * np.tanh(_softplus(x)), _mish_slope, argmin=-1.1924312145154952),
-    nn.Hardswish: Activation("Hardswish", 1.5, lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0, _hardswish_slope, argmin=-1.5),
+    nn.Sigmoid: Activation("Sigmoid", 0.25, expit, lambda x, y: y * (1.0 - y), curvature=0.0963),
+    nn.SELU: Activation("SELU", 1.7581, _selu, _selu_slope, curvature=1.7581, kinks=(0.0,)),
+    nn.SiLU: Activation("SiLU", 1.0999, lambda x: x * expit(x), _silu_slope, argmin=-1.278464542761074, curvature=0.5),
+    nn.Mish: Activation(
+        "Mish", 1.0886, lambda x: x * np.tanh(_softplus(x)), _mish_slope, argmin=-1.1924312145154952, curvature=0.6443
+    ),
+    nn.Hardswish: Activation(
+        "Hardswish",
+        1.5,
+        lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+        _hardswish_slope,
+        argmin=-1.5,
+        curvature=0.3334,
+        kinks=(-3.0, 3.0),
+    ),
 }
 
 
@@ -108,7 +122,7 @@ def _elu(alpha: float) -> Activation:
     def derivative(x: Array, y: Array) -> Array:
         return np.where(x > 0, x.dtype.type(1), alpha * np.exp(np.minimum(x, 0.0)))
 
-    return Activation("ELU", 1.0, function, derivative)
+    return Activation("ELU", 1.0, function, derivative, curvature=alpha, kinks=(0.0,))
 
 
 def _leaky_relu(slope: float) -> Activation:
@@ -119,7 +133,7 @@ def _leaky_relu(slope: float) -> Activation:
         return np.where(x > 0, x.dtype.type(1), x.dtype.type(slope))
 
     argmin = 0.0 if slope < 0 else -np.inf
-    return Activation("LeakyReLU", max(1.0, abs(slope)), function, derivative, argmin)
+    return Activation("LeakyReLU", max(1.0, abs(slope)), function, derivative, argmin, kinks=(0.0,))
 
 
 def activation_of(module: nn.Module) -> Activation:
@@ -137,9 +151,10 @@ def activation_of(module: nn.Module) -> Activation:
     if type(module) is nn.ELU and 0 <= module.alpha <= 1:
         return _elu(float(module.alpha))
     if type(module) is nn.Softplus and module.beta == 1 and module.threshold >= 20:
-        return Activation("Softplus", 1.0, _softplus, lambda x, y: expit(x))
+        return Activation("Softplus", 1.0, _softplus, lambda x, y: expit(x), curvature=0.25)
     if type(module) is nn.GELU and module.approximate == "none":
-        return Activation("GELU", 1.1290, lambda x: x * _normal_cdf(x), _gelu_slope, argmin=-0.7517915246935644)
+        argmin = -0.7517915246935644
+        return Activation("GELU", 1.1290, lambda x: x * _normal_cdf(x), _gelu_slope, argmin=argmin, curvature=0.7979)
     raise UnsupportedNetworkError(
         f"activation {module!r} has no known Lipschitz constant here; known: Tanh, ReLU, Sigmoid, Softplus (beta=1), "
         "ELU (0 <= alpha <= 1), LeakyReLU, SELU, GELU (exact), SiLU, Mish, Hardswish"

@@ -59,20 +59,22 @@ def audited(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--env", "InvertedPendulum-v5", "--vec-normalize", files["stats.pkl"], "--eps", 0.05, "--attacks", "random,mad"]
     result = run("audit", files["a.zip"], files["b.zip"], *options, "--sparsities", "0.5,0.9", "--episodes", 5, "--out", out)
     assert result.returncode == 0, result.stderr
-    assert "certified TV" in result.stdout and len(result.stdout.splitlines()) == 6
+    assert "certified TV" in result.stdout and len(result.stdout.splitlines()) == 7
     assert before == {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in files.items()}
     return out
 
 
-def test_audit_writes_three_whole_files(audited: Path) -> None:
-    assert sorted(path.name for path in audited.iterdir()) == ["frontier.png", "report.json", "report.md"]
-    assert (audited / "frontier.png").read_bytes().startswith(b"\x89PNG")
+def test_audit_writes_whole_files(audited: Path) -> None:
+    assert sorted(path.name for path in audited.iterdir()) == ["certified.png", "frontier.png", "report.json", "report.md"]
+    assert all((audited / name).read_bytes().startswith(b"\x89PNG") for name in ("frontier.png", "certified.png"))
     page = (audited / "report.md").read_text()
     for phrase in (
         "## The threat",
         "own units",
         "Sweet spots",
         "## Certified",
+        "### Certified returns",
+        "### How tight the bounds are",
         "sb3-prune-robust audit",
         "stable-baselines3 2",
     ):
@@ -255,7 +257,7 @@ def test_demo_trains_prunes_and_reports(tmp_path: Path) -> None:
     assert [point["reached"]["actor"] for point in points] == pytest.approx(levels)
     assert all(point["certificate"]["tv"]["mean"] > 0 for point in points)
     assert record["models"][0]["policy"] == "LipschitzGaussianPolicy"
-    assert {path.name for path in tmp_path.iterdir()} == {"frontier.png", "report.json", "report.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"certified.png", "frontier.png", "report.json", "report.md"}
 
 
 def test_models_trained_with_other_discounts_need_one_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

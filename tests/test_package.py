@@ -17,6 +17,7 @@ PUBLIC = {
     "LipschitzGaussianPolicy",
     "PruningCallback",
     "certify",
+    "certify_return",
     "sparsity",
     "worst_case",
 }

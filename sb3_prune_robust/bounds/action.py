@@ -11,6 +11,7 @@ import numpy as np
 from sb3_prune_robust.bounds.absolute import absolute_path_product, ordered_sum, path_norm, path_radius
 from sb3_prune_robust.bounds.ball import Ball, rounding_margin
 from sb3_prune_robust.bounds.interval import interval_radius
+from sb3_prune_robust.bounds.lipsdp import change_bounds
 from sb3_prune_robust.bounds.spectral import hidden_change, output_rows, spectral_norm
 from sb3_prune_robust.network import ActionNetwork, Array
 
@@ -26,10 +27,13 @@ class ActionChange:
     :param radius: bound on the change of each mean or logit, shape ``(n, n_outputs)``
     :param distance: Gaussian: bound ``delta`` on ``||Sigma^(-1/2) (mu(s_hat) - mu(s))||_2``, shape ``(n, 1)``. Categorical:
         for each categorical a bound ``omega`` on ``max_i D_i - min_i D_i`` of its logits' changes ``D``, ``(n, n_groups)``
+    :param margin: categorical, where the method bounds it by itself: by how much the choice that is likeliest at the state
+        stays above the others over the whole ball, at least, shape ``(n, n_groups)``; else ``None``
     """
 
     radius: Array
     distance: Array
+    margin: Array | None = None
 
 
 def inverse_std(network: ActionNetwork) -> Array:
@@ -116,6 +120,41 @@ def _largest_difference(rows: Array) -> float:
     return max(float(np.linalg.norm(rows - row, axis=1).max()) for row in rows)
 
 
+def lipsdp_change(network: ActionNetwork, observations: Array, ball: Ball) -> ActionChange:
+    """
+    Bound L, LipSDP, the same at every state and at most bound B; not monotone under pruning.
+
+    Logits: ``D_i - D_j = (e_i - e_j)^T P D`` for the projection ``P`` that subtracts the mean of a categorical's ``D``, hence
+    ``omega <= sqrt(2) ||P D||_2``, with equality for two choices.
+
+    :param network: the policy's network in float64
+    :param observations: shape ``(n, n_inputs)``
+    :param ball: the perturbations
+    :return: the bound
+    """
+    rows, grouped = network.weights[-1], [network.weights[-1][group] for group in groups(network)]
+    whitening = inverse_std(network) if network.is_gaussian else np.ones(len(rows))
+    joint, bounds = change_bounds(network, ball, whitening[:, None] * rows, [*rows[:, None], *map(_centred, grouped)])
+    margin, product = 1.0 + rounding_margin(16), spectral_change(network, observations[:1], ball)
+    radius = np.minimum(np.array([bounds[: len(rows)]]), joint / whitening) * margin
+    # Roundings in `_centred` are relative to the rows, not to what is left of them: covered by the change of bound B.
+    error = np.array([[rounding_margin(len(group) + 8) * float(np.linalg.norm(group)) for group in grouped]])
+    omega = math.sqrt(2.0) * np.fmin(np.array([bounds[len(rows) :]]) + error * _input_change(network, ball), joint)
+    distance = np.array([[joint]]) * margin if network.is_gaussian else omega * margin
+    distance = np.fmin(distance, distance_from_radius(network, radius))
+    return _at_every_state(np.fmin(radius, product.radius), np.fmin(distance, product.distance), len(observations))
+
+
+def _centred(rows: Array) -> Array:
+    return rows - rows.mean(axis=0)
+
+
+def _input_change(network: ActionNetwork, ball: Ball) -> float:
+    """Bound on the l_2 change of what the last layer reads."""
+    largest = float(np.max(ball.eps)) if len(network.weights) == 1 else 1.0
+    return largest * hidden_change(network, ball)
+
+
 def interval_change(network: ActionNetwork, observations: Array, ball: Ball) -> ActionChange:
     """
     Bound C, interval bound propagation at each state; not monotone under pruning.
@@ -140,5 +179,6 @@ def _at_every_state(radius: Array, distance: Array, n_states: int) -> ActionChan
 METHODS: dict[str, Callable[[ActionNetwork, Array, Ball], ActionChange]] = {
     "abs": absolute_change,
     "spectral": spectral_change,
+    "lipsdp": lipsdp_change,
     "interval": interval_change,
 }

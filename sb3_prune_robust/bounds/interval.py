@@ -14,6 +14,8 @@ from sb3_prune_robust.network import Activation, Array, Network
 
 # Library functions (tanh, exp, erf, ...) and the few operations around them, in units of last place.
 _FUNCTION_ERROR = 32.0
+# States at a time: what lies between two steps stays in the cache.
+_CHUNK = 256
 
 
 def output_interval(
@@ -28,29 +30,52 @@ def output_interval(
     :param unit_roundoff: 2^-53; with 2^-24 and no ball the interval holds what any float32 evaluation of the network gives
     :return: lower and upper bounds, each of shape ``(n, n_outputs)``
     """
+    if len(observations) > _CHUNK:
+        chunks = [observations[i : i + _CHUNK] for i in range(0, len(observations), _CHUNK)]
+        parts = [output_interval(network, chunk, ball, unit_roundoff) for chunk in chunks]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
     first = network.weights[0]
-    centre, radius = _affine(observations, np.zeros((1, network.n_inputs)), first, network.biases[0], unit_roundoff)
+    centre, radius = affine_interval(observations, np.zeros((1, network.n_inputs)), first, network.biases[0], unit_roundoff)
     if ball is not None:
         # l_2: the row norm of the first layer, tighter than the box around the ball.
         radius = radius + ball.row_norms(first * ball.eps) * (1.0 + rounding_margin(network.n_inputs + 8))
     for layer, activation in enumerate(network.activations, start=1):
-        lower, upper = activation_interval(activation, centre - radius, centre + radius, unit_roundoff)
-        centre, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
-        centre, radius = _affine(centre, radius, network.weights[layer], network.biases[layer], unit_roundoff)
+        if ball is None:
+            centre, radius = _activation_nearby(activation, centre, radius, unit_roundoff)
+        else:
+            lower, upper = activation_interval(activation, centre - radius, centre + radius, unit_roundoff)
+            centre, radius = 0.5 * (lower + upper), 0.5 * (upper - lower)
+        centre, radius = affine_interval(centre, radius, network.weights[layer], network.biases[layer], unit_roundoff)
     return centre - radius, centre + radius
 
 
-def _affine(centre: Array, radius: Array, weight: Array, bias: Array, unit_roundoff: float) -> tuple[Array, Array]:
+def affine_interval(
+    centre: Array, radius: Array, weight: Array, bias: Array, unit_roundoff: float = UNIT_ROUNDOFF
+) -> tuple[Array, Array]:
     """
     ``W [c - r, c + r] + b`` enclosed.
 
     The errors of ``W c + b`` are at most ``m (|W| |c| + |b|)`` with ``m`` the margin of its ``n + 1`` operations; those of
     ``|W| r`` are ``m |W| r``. Both go into the radius before the product, so that they cost no matrix product of their own.
     The 16 further operations are the roundings from bounds to centre and radius and back.
+
+    :param centre: shape ``(n, n_in)``
+    :param radius: shape ``(n, n_in)``
+    :param weight: shape ``(n_out, n_in)``
+    :param bias: shape ``(n_out,)``
+    :param unit_roundoff: relative error of one operation
+    :return: centre and radius, each of shape ``(n, n_out)``
     """
     margin = rounding_margin(weight.shape[1] + 16, unit_roundoff)
     spread = radius + margin * (np.abs(centre) + radius)
     return centre @ weight.T + bias, (spread @ np.abs(weight).T + margin * np.abs(bias)) * (1.0 + margin)
+
+
+def _activation_nearby(activation: Activation, centre: Array, radius: Array, unit_roundoff: float) -> tuple[Array, Array]:
+    """The range where ``radius`` is rounding alone, by the Lipschitz constant: one evaluation in place of two."""
+    value = activation.function(centre)
+    error = _FUNCTION_ERROR * unit_roundoff * (np.abs(value) + np.abs(centre))
+    return value, activation.lipschitz * radius + error
 
 
 def activation_interval(

@@ -1,8 +1,23 @@
 """Certificates: bounds on divergences of action distributions, on returns, and on regret."""
 
+from sb3_prune_robust.certificates.band import survival_band
 from sb3_prune_robust.certificates.certify import Certificate, StateBounds, certify
 from sb3_prune_robust.certificates.confidence import MeanBound, lower_mean, upper_mean
 from sb3_prune_robust.certificates.difference import PolicyDifference, policy_difference
+from sb3_prune_robust.certificates.likelihood import (
+    categorical_log_ratio,
+    gaussian_log_ratio,
+    likelihood_return_bound,
+    likelihood_samples,
+)
+from sb3_prune_robust.certificates.noise import (
+    categorical_shift,
+    choose_budget,
+    noise_certificate,
+    noise_return_bound,
+    promised_bound,
+    stopped_returns,
+)
 from sb3_prune_robust.certificates.regret import (
     CertifiedGain,
     CertifiedRegret,
@@ -12,6 +27,7 @@ from sb3_prune_robust.certificates.regret import (
     regret_terms,
     robustness_gain,
 )
+from sb3_prune_robust.certificates.return_bounds import ReturnBound, shift_offset
 from sb3_prune_robust.certificates.returns import (
     LossBound,
     capped_tv,
@@ -19,7 +35,7 @@ from sb3_prune_robust.certificates.returns import (
     return_lower_bound,
     visitation_tv,
 )
-from sb3_prune_robust.certificates.rewards import RewardRange, check_rewards, reward_range
+from sb3_prune_robust.certificates.rewards import RewardRange, check_rewards, clipped_rewards, reward_range
 
 __all__ = [
     "Certificate",
@@ -29,20 +45,34 @@ __all__ = [
     "MeanBound",
     "PolicyDifference",
     "RegretTerms",
+    "ReturnBound",
     "RewardRange",
     "StateBounds",
     "attacked_loss_bound",
     "capped_tv",
+    "categorical_log_ratio",
+    "categorical_shift",
     "certified_gain",
     "certify",
     "check_rewards",
+    "choose_budget",
+    "clipped_rewards",
+    "gaussian_log_ratio",
+    "likelihood_return_bound",
+    "likelihood_samples",
     "loss_bound",
     "lower_mean",
+    "noise_certificate",
+    "noise_return_bound",
     "policy_difference",
+    "promised_bound",
     "regret_terms",
     "return_lower_bound",
     "reward_range",
     "robustness_gain",
+    "shift_offset",
+    "stopped_returns",
+    "survival_band",
     "upper_mean",
     "visitation_tv",
 ]

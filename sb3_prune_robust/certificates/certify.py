@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sb3_prune_robust.bounds import METHODS, ActionChange, Ball
+from sb3_prune_robust.bounds import ALL_METHODS, GLOBAL_METHODS, METHODS, ActionChange, Ball, output_interval
 from sb3_prune_robust.bounds.absolute import ordered_sum
+from sb3_prune_robust.bounds.action import groups
 from sb3_prune_robust.bounds.ball import rounding_margin
-from sb3_prune_robust.certificates.divergences import categorical_kl_bound, categorical_tv_bound, gaussian_kl, gaussian_tv
+from sb3_prune_robust.bounds.local import clean_margin
+from sb3_prune_robust.certificates.divergences import (
+    categorical_kl_bound,
+    categorical_tv_bound,
+    gaussian_kl,
+    gaussian_tv,
+    product_tv_bound,
+)
+from sb3_prune_robust.certificates.events import event_shift, event_tv_bound
+from sb3_prune_robust.certificates.noise import categorical_shift
 from sb3_prune_robust.certificates.observations import check_forward, check_observations, policy_of, read_network
-from sb3_prune_robust.network import Array
+from sb3_prune_robust.network import ActionNetwork, Array
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,11 @@ class StateBounds:
     :param delta: Gaussian policies: on ``||Sigma^(-1/2) (mu(s) - mu(s_hat))||_2``, shape ``(n,)``; else ``None``
     :param omega: categorical policies: on the range ``max_i D_i - min_i D_i`` of the logits' changes of each categorical,
         shape ``(n, n_groups)``; else ``None``
+    :param margin: categorical policies, a LOWER bound: by how much the logit that is largest at the state stays above the
+        others of its categorical, shape ``(n, n_groups)``; where positive, a policy that plays the likeliest choice provably
+        plays the same over the whole ball (of two equal logits: none). Else ``None``
+    :param shift: ``d`` of certified return 3: at the perturbed observation the policy is a function of the noise of that at
+        the state, shifted by at most this many standard deviations, shape ``(n,)``; ``delta`` for Gaussian policies
     """
 
     tv: Array
@@ -34,6 +49,13 @@ class StateBounds:
     radius: Array
     delta: Array | None
     omega: Array | None
+    margin: Array | None
+    shift: Array
+
+    @property
+    def greedy_unchanged(self) -> npt.NDArray[np.bool_] | None:
+        """Categorical policies: the states whose likeliest action provably cannot change, shape ``(n,)``; else ``None``."""
+        return None if self.margin is None else np.all(self.margin > 0, axis=1)
 
 
 @dataclass(frozen=True)
@@ -63,46 +85,71 @@ def certify(
 
     Methods: ``"abs"``, the absolute path product, the same at every state and monotone: zeroing weights (same ``eps``, same
     ``log_std``, no retraining in between) never raises it, here not by a rounding error either. ``"spectral"``, the product of
-    spectral norms, the same at every state. ``"interval"``, interval bound propagation around each state. ``"best"``, the
-    smallest of all for each quantity. Neither ``"spectral"`` nor ``"interval"`` nor ``"best"`` is monotone under pruning.
+    spectral norms, and ``"lipsdp"``, which is never looser than it, the same at every state. ``"interval"``, interval bound
+    propagation, and ``"crown"``, backward linear relaxation, around each state. ``"best"``, the smallest of all these for each
+    quantity. ``"alpha"``, CROWN with optimised lines: tighter, and some fifty times slower, so only where asked for. None but
+    ``"abs"`` is monotone under pruning.
 
     The bounds are about the stochastic policy as sampled, and the real-number function that the stored weights define; they
     are rounded outward, so that they hold for it in spite of float64. What float32 makes of it at run time differs by its own
     rounding. Formulas: ``D_TV = erf(delta / (2 sqrt 2))``, ``KL = delta^2 / 2`` (Gaussian), ``D_TV <= tanh(sum omega / 4)``,
-    ``KL <= sum omega^2 / 8`` (categorical). Nothing in the policy is changed.
+    ``KL <= sum omega^2 / 8`` (categorical; around a state also what the probabilities there allow, see
+    :mod:`~sb3_prune_robust.certificates.events`). Nothing in the policy is changed.
 
     :param policy: a PPO, A2C or TRPO policy, or its algorithm, with a state-independent covariance (no gSDE, no SAC)
     :param observations: as the policy receives them (normalised where VecNormalize is used), shape ``(n, *obs_shape)``
     :param eps: size of the perturbation in the same units, a number or an array of one per input (0: not attackable)
     :param norm: ``"linf"``: ``|d_i| <= eps_i``; ``"l2"``: ``sum (d_i / eps_i)^2 <= 1``
-    :param method: ``"abs"``, ``"spectral"``, ``"interval"`` or ``"best"``
+    :param method: ``"abs"``, ``"spectral"``, ``"lipsdp"``, ``"interval"``, ``"crown"``, ``"alpha"`` or ``"best"``
     :return: the certificate, its arrays of length ``n``
     :raises ValueError: naming the argument, for wrong shapes, values or names; ``UnsupportedNetworkError``, a ValueError, for
         policies that the formulas do not cover
     """
-    if method != "best" and method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, (*METHODS, 'best')))}; got {method!r}")
+    if method != "best" and method not in ALL_METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, (*ALL_METHODS, 'best')))}; got {method!r}")
     policy = policy_of(policy)
     network = read_network(policy)
     rows = check_observations(observations, policy.observation_space.shape)
     ball = Ball.create(eps, norm, policy.observation_space.shape)
     check_forward(policy, network, rows)
     by_method = {
-        name: _state_bounds(METHODS[name](network, rows, ball), network.is_gaussian)
+        name: state_bounds(network, rows, ALL_METHODS[name](network, rows, ball), anywhere=name in GLOBAL_METHODS)
         for name in (METHODS if method == "best" else [method])
     }
     return _smallest(by_method, ball)
 
 
-def _state_bounds(change: ActionChange, is_gaussian: bool) -> StateBounds:
-    if is_gaussian:
-        delta = change.distance[:, 0]
-        tv, kl = gaussian_tv(_float32_above(delta)), gaussian_kl(delta)
-        return StateBounds(_round_up(tv), kl * (1.0 + rounding_margin(4)), change.radius, delta, None)
+def state_bounds(network: ActionNetwork, observations: Array, change: ActionChange, anywhere: bool = False) -> StateBounds:
+    """
+    From bounds on the outputs to bounds on the action distribution.
+
+    :param network: the policy's network in float64
+    :param observations: shape ``(n, n_inputs)``
+    :param change: bounds on the change of its outputs at each of them
+    :param anywhere: use nothing but ``change``: where that is the same at every state, so are the results. Else use also the
+        probabilities that a categorical policy has at the state
+    :return: the bounds
+    """
+    if not network.is_gaussian:
+        return _categorical_bounds(network, observations, change, anywhere)
+    delta = change.distance[:, 0]
+    tv, kl = gaussian_tv(_float32_above(delta)), gaussian_kl(delta)
+    return StateBounds(_round_up(tv), kl * (1.0 + rounding_margin(4)), change.radius, delta, None, None, delta)
+
+
+def _categorical_bounds(network: ActionNetwork, observations: Array, change: ActionChange, anywhere: bool) -> StateBounds:
     omega = change.distance
-    tv = categorical_tv_bound(_float32_above(ordered_sum(omega.T)))
+    tv, shift = categorical_tv_bound(_float32_above(ordered_sum(omega.T))), categorical_shift(omega)
+    if not anywhere:
+        logits = network(observations)
+        parts = [(logits[:, group], omega[:, g]) for g, group in enumerate(groups(network))]
+        tv = np.minimum(tv, product_tv_bound(np.stack([event_tv_bound(*part) for part in parts], axis=1)) * (1.0 + 1e-12))
+        shift = np.minimum(shift, np.sqrt(np.square([event_shift(*part) for part in parts]).sum(axis=0)) * (1.0 + 1e-12))
     kl = ordered_sum(categorical_kl_bound(omega).T) * (1.0 + rounding_margin(omega.shape[1] + 4))
-    return StateBounds(_round_up(tv), kl, change.radius, None, omega)
+    margin = change.margin
+    if margin is None:
+        margin = clean_margin(network, *output_interval(network, observations)) - omega * (1.0 + rounding_margin(4))
+    return StateBounds(_round_up(tv), kl, change.radius, None, omega, margin, shift)
 
 
 def _float32_above(values: Array) -> Array:
@@ -124,16 +171,18 @@ def _smallest(by_method: dict[str, StateBounds], ball: Ball) -> Certificate:
     bounds = list(by_method.values())
     names = np.array(list(by_method))
 
-    def least(values: list[Array | None]) -> Array | None:
+    def chosen(choose: np.ufunc, values: list[Array | None]) -> Array | None:
         arrays = [value for value in values if value is not None]
-        return np.minimum.reduce(arrays) if arrays else None
+        return choose.reduce(arrays) if arrays else None
 
     return Certificate(
         tv=np.minimum.reduce([b.tv for b in bounds]),
         kl=np.minimum.reduce([b.kl for b in bounds]),
         radius=np.minimum.reduce([b.radius for b in bounds]),
-        delta=least([b.delta for b in bounds]),
-        omega=least([b.omega for b in bounds]),
+        delta=chosen(np.minimum, [b.delta for b in bounds]),
+        omega=chosen(np.minimum, [b.omega for b in bounds]),
+        margin=chosen(np.maximum, [b.margin for b in bounds]),
+        shift=np.minimum.reduce([b.shift for b in bounds]),
         method=names[np.argmin([b.tv for b in bounds], axis=0)],
         by_method=by_method,
         eps=ball.eps,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sb3_prune_robust.network import Array
+
 
 @dataclass(frozen=True)
 class RewardRange:
@@ -19,12 +21,19 @@ class RewardRange:
     :param high: largest reward, ``None`` if not known
     :param ends_early: whether an episode can terminate before its time limit
     :param reason: why the range holds, or why it is not known
+    :param clipped: whether the rewards are MADE to lie in the range: what is certified is then the return of clipped rewards
     """
 
     low: float | None
     high: float | None
     ends_early: bool
     reason: str
+    clipped: bool = False
+
+    def clip(self, rewards: npt.ArrayLike) -> Array:
+        """The rewards that certificates speak of: clipped to the range if it is one of clipping, else as they are."""
+        array = np.asarray(rewards, dtype=np.float64)
+        return np.clip(array, self.low, self.high) if self.clipped else array
 
     @property
     def span(self) -> float | None:
@@ -104,6 +113,21 @@ def _why_unknown(env_id: str) -> str:
     if env_id in _PROVED:
         return f"the range known for {env_id} is for its default arguments"
     return _UNPROVED.get(env_id.rpartition("-")[0], f"no range is proved for the rewards of {env_id}")
+
+
+def clipped_rewards(low: float, high: float) -> RewardRange:
+    """
+    The range of rewards that are clipped to it, for an environment whose own rewards have no proved bounds.
+
+    :param low: each reward is taken as at least this
+    :param high: and as at most this
+    :return: the range, named for what it is
+    :raises ValueError: if the two are not finite, or ``low`` is not below ``high``
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"clip_rewards must be two finite numbers, the smaller first; got {low!r} and {high!r}")
+    reason = f"each reward is clipped to [{low:g}, {high:g}], and the return certified is that of the clipped rewards"
+    return RewardRange(float(low), float(high), True, reason, clipped=True)
 
 
 def check_rewards(rewards: npt.ArrayLike, known: RewardRange) -> None:

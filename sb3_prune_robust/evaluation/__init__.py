@@ -1,25 +1,39 @@
 """Evaluation: rollouts on fixed episodes, clean and attacked; the frontier over sparsities; the report."""
 
 from sb3_prune_robust.evaluation.audit import Subject, audit, load_subjects, write_report
+from sb3_prune_robust.evaluation.certificate_callback import CertificateCallback
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies, worst_case
 from sb3_prune_robust.evaluation.loading import load_model, make_env
+from sb3_prune_robust.evaluation.return_certificate import (
+    LargestEps,
+    ReturnCertificate,
+    certify_return,
+    largest_certified_eps,
+    play_clean,
+)
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, RewardRangeError, rollout
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, SweetSpot, sweet_spots
 
 __all__ = [
     "Agent",
     "Candidate",
+    "CertificateCallback",
     "Episodes",
+    "LargestEps",
     "NoAttackError",
+    "ReturnCertificate",
     "RewardRangeError",
     "Settings",
     "Subject",
     "SweetSpot",
     "audit",
+    "certify_return",
     "frontier",
+    "largest_certified_eps",
     "load_model",
     "load_subjects",
     "make_env",
+    "play_clean",
     "pruned_copies",
     "rollout",
     "sweet_spots",

@@ -33,26 +33,32 @@ class Actor:
         except UnsupportedNetworkError:
             self.network = None  # the same actions through the policy itself
 
-    def __call__(self, observations: Array, streams: Sequence[np.random.Generator]) -> Array:
+    def __call__(self, observations: Array, streams: Sequence[np.random.Generator]) -> tuple[Array, Array | None]:
         """
         :param observations: as the policy receives them, shape ``(n, *observation_shape)``
         :param streams: a generator for each row
-        :return: actions within the action space, shape ``(n, *action_shape)``
+        :return: actions within the action space, shape ``(n, *action_shape)``; and what was drawn for them, ``None`` if
+            nothing was or it is not known: for a Gaussian policy the standard normal ``Sigma^(-1/2) (a - mu)`` of the action
+            before clipping, shape ``(n, action_dim)``, else the choice of each categorical, shape ``(n, n_groups)``
         """
         if self.network is None:
-            return self._predict(observations, streams)
+            return self._predict(observations, streams), None
         outputs = self.network(observations.reshape(len(observations), -1).astype(np.float32, copy=False))
         if self.network.std is not None:
             return self._gaussian(outputs, self.network.std, streams)
         return self._categorical(outputs, self.network.nvec, streams)
 
-    def _gaussian(self, mean: Array, std: Array, streams: Sequence[np.random.Generator]) -> Array:
+    def _gaussian(self, mean: Array, std: Array, streams: Sequence[np.random.Generator]) -> tuple[Array, Array | None]:
+        noise = None
         if not self.deterministic:
-            mean = mean + std * np.stack([stream.standard_normal(mean.shape[1]) for stream in streams])
+            noise = np.stack([stream.standard_normal(mean.shape[1]) for stream in streams])
+            mean = mean + std * noise
         space: spaces.Box = self.policy.action_space
-        return np.clip(mean.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+        return np.clip(mean.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype), noise
 
-    def _categorical(self, logits: Array, nvec: tuple[int, ...], streams: Sequence[np.random.Generator]) -> Array:
+    def _categorical(
+        self, logits: Array, nvec: tuple[int, ...], streams: Sequence[np.random.Generator]
+    ) -> tuple[Array, Array | None]:
         parts = np.split(logits, np.cumsum(nvec)[:-1], axis=1)
         if self.deterministic:
             choices = [part.argmax(axis=1) for part in parts]
@@ -61,7 +67,8 @@ class Actor:
             uniform = np.stack([stream.random(len(nvec)) for stream in streams])
             choices = [_invert(part, uniform[:, [i]]) for i, part in enumerate(parts)]
         space: Any = self.policy.action_space
-        return np.stack(choices, axis=1).reshape(-1, *space.shape)
+        actions = np.stack(choices, axis=1)
+        return actions.reshape(-1, *space.shape), None if self.deterministic else actions
 
     def _predict(self, observations: Array, streams: Sequence[np.random.Generator]) -> Array:
         with th.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_prune_robust.evaluation.figure import draw_frontier
+from sb3_prune_robust.evaluation.figure_certified import draw_certified
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies
 from sb3_prune_robust.evaluation.loading import check_spaces, horizon_of, load_model, make_env
 from sb3_prune_robust.evaluation.markdown import write_markdown
@@ -191,15 +192,24 @@ def _digest(path: Path | None) -> str | None:
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_report(folder: Path, record: Mapping[str, Any]) -> None:
+def write_report(folder: Path, record: Mapping[str, Any]) -> list[str]:
     """
-    Write ``report.json``, ``report.md`` and ``frontier.png``, each whole or not at all.
+    Write ``report.md``, ``frontier.png``, ``certified.png`` where a return is certified, and ``report.json``, each whole or
+    not.
 
     :param folder: where
     :param record: as :func:`audit` returns
+    :return: the names of the files
     """
-    picture, page = draw_frontier(record), write_markdown(record).encode()
-    write_files(folder, {"frontier.png": picture, "report.md": page, "report.json": to_json(record)})
+    files = {"report.md": write_markdown(record).encode(), "frontier.png": draw_frontier(record)}
+    certified = draw_certified(record)
+    if certified is None:  # one of an earlier report would be taken for this one's
+        (folder / "certified.png").unlink(missing_ok=True)
+    else:
+        files["certified.png"] = certified
+    files["report.json"] = to_json(record)
+    write_files(folder, files)
+    return list(files)
 
 
 __all__ = ["Subject", "audit", "common_gamma", "horizon_of", "load_subjects", "raw_eps", "versions", "write_report"]

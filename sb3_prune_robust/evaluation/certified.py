@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sb3_prune_robust.bounds import GLOBAL_METHODS
 from sb3_prune_robust.certificates import (
     Certificate,
     LossBound,
@@ -19,6 +20,7 @@ from sb3_prune_robust.certificates import (
     return_lower_bound,
     visitation_tv,
 )
+from sb3_prune_robust.evaluation.return_record import return_record, tightness_record
 from sb3_prune_robust.evaluation.rollouts import Episodes
 from sb3_prune_robust.network import UnsupportedNetworkError
 
@@ -39,9 +41,9 @@ def certified_record(agents: Sequence[Agent], level: float, cells: Mapping[float
     :param settings: eps, norm, gamma, confidence, rewards and horizon
     :return: as in ``docs/report_schema.md``; ``{"not_certified": reason}`` for policies that no formula covers
     """
-    dense = min(cells)
+    dense, clean = min(cells), cells[level].clean
     try:
-        certificates = [_certify(a.policies[level], e, settings) for a, e in zip(agents, cells[level].clean, strict=True)]
+        certificates = [_certify(a.policies[level], e, settings) for a, e in zip(agents, clean, strict=True)]
     except UnsupportedNetworkError as error:
         return {"not_certified": str(error)}
     records = []
@@ -60,7 +62,9 @@ def certified_record(agents: Sequence[Agent], level: float, cells: Mapping[float
         )
     return {
         "tv": _total_variation(certificates),
+        "tightness": tightness_record([agent.policies[level] for agent in agents], clean, settings),
         "agents": records,
+        "certified_return": return_record(agents, level, cells[level], settings),
         "rewards": settings.rewards.reason,
         "assumptions": certificates[0].assumptions,
     }
@@ -80,8 +84,8 @@ def _by_episode(values: Array, episodes: Episodes) -> list[Array]:
 
 
 def _everywhere(certificate: Certificate) -> float:
-    """A bound at every state, visited or not: these two methods look at no state."""
-    return float(min(certificate.by_method[method].tv[0] for method in ("abs", "spectral")))
+    """A bound at every state, visited or not: these methods look at no state."""
+    return float(min(certificate.by_method[method].tv[0] for method in GLOBAL_METHODS))
 
 
 def _total_variation(certificates: Sequence[Certificate]) -> Record:
@@ -148,8 +152,8 @@ def _scaled(span: float, settings: Settings) -> float:
 
 
 def _clean_return(episodes: Episodes, settings: Settings) -> Record | None:
-    ended = episodes.terminated.tolist()
-    bound = return_lower_bound(episodes.rewards, ended, settings.rewards, settings.gamma, settings.horizon, _alpha(settings))
+    rewards, ended = _rewards(episodes, settings)
+    bound = return_lower_bound(rewards, ended, settings.rewards, settings.gamma, settings.horizon, _alpha(settings))
     return None if bound is None else {"mean": bound.mean, "lower": bound.bound, "confidence": bound.confidence}
 
 
@@ -165,6 +169,10 @@ def _return_record(loss: LossBound | None, episodes: Episodes, settings: Setting
     return {"lower": lower, "vacuous": lower <= floor, "confidence": clean["confidence"] + loss.tv.confidence - 1}
 
 
+def _rewards(episodes: Episodes, settings: Settings) -> tuple[list[Array], list[bool]]:
+    return [settings.rewards.clip(one) for one in episodes.rewards], episodes.terminated.tolist()
+
+
 def _gain_record(loss: LossBound | None, dense: Cell, i: int, settings: Settings) -> Record | None:
     """
     A lower bound on the robustness gain: what the attacks cost the dense agent minus what any can cost this one.
@@ -174,10 +182,10 @@ def _gain_record(loss: LossBound | None, dense: Cell, i: int, settings: Settings
     if loss is None:
         return None
     alpha = _alpha(settings) / len(dense.attacked)
-    clean = (dense.clean[i].rewards, dense.clean[i].terminated.tolist())
+    clean = _rewards(dense.clean[i], settings)
     gains = []
     for played in dense.attacked.values():
-        attacked = (played[i].rewards, played[i].terminated.tolist())
+        attacked = _rewards(played[i], settings)
         taken = attacked_loss_bound(clean, attacked, settings.rewards, settings.gamma, settings.horizon, alpha)
         if taken is not None:
             gains.append(certified_gain(taken, loss).value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ Array = npt.NDArray[Any]
 
 MODES = ("stochastic", "deterministic")
 NORMS = ("linf", "l2")
+_GRID = (1 / 256, 1 / 64, 1 / 16, 1 / 4)  # of eps: returns are certified at far smaller radii than attacks need
 NO_RANGE = RewardRange(None, None, ends_early=True, reason="no range of the rewards was given")
 
 
@@ -42,6 +44,7 @@ class Settings:
     :param confidence: level of every interval
     :param rewards: their range, or why none is known: then no return is certified
     :param horizon: time limit in steps, ``None`` if there is none
+    :param eps_grid: further radii, for certified against attacked returns over eps; empty: 1/256, 1/64, 1/16, 1/4 of ``eps``
     :raises ValueError: for a value outside its range or an unknown name
     """
 
@@ -55,6 +58,13 @@ class Settings:
     confidence: float = 0.95
     rewards: RewardRange = NO_RANGE
     horizon: int | None = None
+    eps_grid: tuple[float, ...] = ()
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """``eps`` and the radii of the grid, ascending; none if ``eps`` is 0."""
+        grid = self.eps_grid or tuple(self.eps * share for share in _GRID)
+        return tuple(sorted({*grid, self.eps})) if self.eps > 0 else ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps >= 0):
@@ -69,6 +79,8 @@ class Settings:
             raise ValueError(f"gamma must lie in (0, 1], and below 1 without a time limit; got {self.gamma!r}")
         if not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence must lie in [0.5, 1), got {self.confidence!r}")
+        if not all(math.isfinite(radius) and radius > 0 for radius in self.eps_grid):
+            raise ValueError(f"eps_grid must hold positive finite numbers, got {self.eps_grid!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed!r}")
 
@@ -119,11 +131,19 @@ def pruned_copies(model: Any, sparsities: Sequence[float], **kwargs: Any) -> dic
 
 @dataclass(frozen=True)
 class Cell:
-    """One sparsity in one mode: the episodes of each agent, clean and under each attack (same seeds, same order)."""
+    """
+    One sparsity in one mode: the episodes of each agent, clean and under each attack (same seeds, same order).
+
+    :param clean: without attack
+    :param attacked: by attack, at ``eps``
+    :param skipped: attacks that changed nothing, and why
+    :param curve: by radius, under the attack that is worst at ``eps``; empty for agents that are not certified
+    """
 
     clean: list[Episodes]
     attacked: dict[str, list[Episodes]]
     skipped: dict[str, str]
+    curve: dict[float, list[Episodes]] = field(default_factory=dict)
 
     def values(self, episodes: list[Episodes], field: str = "returns") -> Array:
         """One value for each independent unit: each episode of a single agent, else the mean of each agent."""
@@ -137,9 +157,13 @@ class Cell:
 
 def n_rollouts(agents: Sequence[Agent], settings: Settings) -> int:
     """Number of episodes that :func:`frontier` plays, for a progress bar."""
-    return (
-        sum(len(agent.policies) for agent in agents) * len(settings.modes) * (1 + len(settings.attacks)) * settings.n_episodes
-    )
+    cells = len(settings.modes) * (1 + len(settings.attacks)) + _n_curve(settings)
+    return sum(len(agent.policies) for agent in agents) * cells * settings.n_episodes
+
+
+def _n_curve(settings: Settings) -> int:
+    """Radii besides ``eps`` at which the stochastic policy is attacked: where returns are certified, for comparison."""
+    return max(len(settings.radii) - 1, 0) if "stochastic" in settings.modes and settings.rewards.low is not None else 0
 
 
 def frontier(agents: Sequence[Agent], settings: Settings, on_episode: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -175,6 +199,8 @@ def _mode(
 def _cell(agents: Sequence[Agent], level: float, settings: Settings, mode: str, on_episode: Callable[[], None] | None) -> Cell:
     rewards = settings.rewards
     limits = (-math.inf if rewards.low is None else rewards.low, math.inf if rewards.high is None else rewards.high)
+    if rewards.clipped:  # the environment's own rewards may be anything
+        limits = (-math.inf, math.inf)
 
     def play(agent: Agent, attack: Any = None, record: bool = False) -> Episodes:
         return rollout(
@@ -200,7 +226,14 @@ def _cell(agents: Sequence[Agent], level: float, settings: Settings, mode: str, 
             skipped[name] = str(error)
     if not attacked:
         raise NoAttackError(f"at sparsity {level} no attack changed any observation: {'; '.join(skipped.values())}")
-    return Cell(clean, attacked, skipped)
+    cell = Cell(clean, attacked, skipped)
+    if mode == "stochastic" and _n_curve(settings):
+        worst = cell.candidate(level).worst_attack
+        for radius in settings.radii:
+            attack = _attack(worst, replace(settings, eps=radius), mode)
+            with contextlib.suppress(NoAttackError):  # a radius below float32's resolution: no number is reported for it
+                cell.curve[radius] = attacked[worst] if radius == settings.eps else [play(agent, attack) for agent in agents]
+    return cell
 
 
 def _attack(name: str, settings: Settings, mode: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -74,6 +74,9 @@ class Episodes:
     :param rewards: for each episode the raw reward of each step, shape ``(length,)``
     :param observations: for each episode the true observations as the policy would receive them, shape
         ``(length, n_inputs)``; empty unless recorded
+    :param samples: for each episode what a stochastic policy drew at each step
+        (:class:`~sb3_prune_robust.evaluation.actor.Actor`), shape ``(length, n)``; empty unless recorded, or where it is not
+        known
     """
 
     returns: Array
@@ -85,6 +88,12 @@ class Episodes:
     perturbed: float
     rewards: tuple[Array, ...]
     observations: tuple[Array, ...] = ()
+    samples: tuple[Array, ...] = ()
+
+    def part(self, chosen: slice) -> Episodes:
+        """Some of the episodes; what is of all of them together (``reward_min``, ``reward_max``, ``perturbed``) stays."""
+        per_episode = ("returns", "discounted", "lengths", "terminated", "rewards", "observations", "samples")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in per_episode})
 
 
 def rollout(
@@ -115,7 +124,7 @@ def rollout(
     :param deterministic: the mode of the action rather than a sample
     :param gamma: discount of :attr:`Episodes.discounted`
     :param seed: seed of the first episode
-    :param record: keep the true observations
+    :param record: keep the true observations, and what a stochastic policy drew
     :param reward_range: smallest and largest reward possible, infinite where not known; checked at every step
     :param on_episode: called at the end of each episode (progress)
     :return: the episodes
@@ -185,6 +194,7 @@ class _Player:
         self.returns, self.discounted = np.zeros(n_episodes), np.zeros(n_episodes)
         self.lengths, self.terminated = np.zeros(n_episodes, np.int64), np.zeros(n_episodes, bool)
         self.seen: list[list[Array]] = [[] for _ in range(n_episodes)]
+        self.drawn: list[list[Array]] = [[] for _ in range(n_episodes)]
         self.rewards: list[list[float]] = [[] for _ in range(n_episodes)]
         self.reward_min, self.reward_max = np.inf, -np.inf
         self.n_steps = self.n_perturbed = 0
@@ -198,10 +208,9 @@ class _Player:
         while len(active := np.flatnonzero(episode < len(self.returns))):
             true = observations[active]
             received = true if attack is None else self._attacked(attack, true)
-            actions[active] = self.actor(received, [streams[int(k)] for k in episode[active]])
+            actions[active], drawn = self.actor(received, [streams[int(k)] for k in episode[active]])
             if self.record:
-                for k, observation in zip(episode[active], true, strict=True):
-                    self.seen[k].append(observation.ravel())
+                self._record(episode[active], true, drawn)
             observations, rewards, dones, infos = self.venv.step(actions)  # type: ignore[assignment]
             self._count(episode[active], rewards[active])
             for i in active[dones[active]]:
@@ -209,6 +218,13 @@ class _Player:
                 self.on_episode()
                 episode[i] += self.venv.num_envs
                 streams[int(episode[i])] = self._stream(int(episode[i]))
+
+    def _record(self, episodes: Array, true: Array, drawn: Array | None) -> None:
+        for k, observation in zip(episodes, true, strict=True):
+            self.seen[k].append(observation.ravel())
+        if drawn is not None:
+            for k, sample in zip(episodes, drawn, strict=True):
+                self.drawn[k].append(sample)
 
     def _stream(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, episode])
@@ -243,6 +259,7 @@ class _Player:
 
     def episodes(self) -> Episodes:
         observations = tuple(np.stack(steps) for steps in self.seen) if self.record else ()
+        samples = tuple(np.stack(steps) for steps in self.drawn) if all(self.drawn) else ()
         return Episodes(
             self.returns,
             self.discounted,
@@ -253,4 +270,5 @@ class _Player:
             self.n_perturbed / self.n_steps,
             tuple(np.array(rewards) for rewards in self.rewards),
             observations,
+            samples,
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
+
+# pytest's importlib mode puts no test folder on the path: the helpers in finite_mdp.py are imported by two test files.
+sys.path.insert(0, str(Path(__file__).parent))
 
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "gaussian": spaces.Box(-1.0, 1.0, (3,)),

@@ -99,19 +99,21 @@ def test_total_variation_never_falls_by_rounding():
     from scipy.special import erf
 
     from sb3_prune_robust.bounds import ActionChange
-    from sb3_prune_robust.certificates.certify import _state_bounds
+    from sb3_prune_robust.certificates.certify import state_bounds
+    from sb3_prune_robust.network import TANH, ActionNetwork
 
+    network = ActionNetwork((np.ones((1, 1)),) * 2, (np.zeros(1),) * 2, (TANH,), std=np.ones(1))
     delta = np.random.default_rng(0).uniform(0, 4, size=200_000)
     above = np.nextafter(delta, np.inf)
     assert np.any(erf(above) < erf(delta))
-    lower, upper = (_state_bounds(ActionChange(d[:, None], d[:, None]), is_gaussian=True).tv for d in (delta, above))
+    lower, upper = (state_bounds(network, d[:, None], ActionChange(d[:, None], d[:, None])).tv for d in (delta, above))
     assert np.all(lower <= upper)
 
 
 def test_best_is_the_smallest_of_each_and_names_it(build_policy):
     certificate = certify(build_policy(), OBSERVATIONS, 0.1)
     bounds = certificate.by_method
-    assert set(bounds) == {"abs", "spectral", "interval"}
+    assert set(bounds) == {"abs", "spectral", "lipsdp", "interval", "crown"}
     for name in ("tv", "kl", "radius", "delta"):
         np.testing.assert_array_equal(getattr(certificate, name), np.min([getattr(b, name) for b in bounds.values()], axis=0))
     for i, method in enumerate(certificate.method):
@@ -237,7 +239,10 @@ def test_bad_observations(build_policy, observations, message):
         ({"eps": np.nan}, "eps must be finite and >= 0"),
         ({"eps": [0.1, 0.1]}, "eps must be a number or an array of shape"),
         ({"eps": 0.1, "norm": "l0"}, "norm must be one of 'linf', 'l2'"),
-        ({"eps": 0.1, "method": "crown"}, "method must be one of 'abs', 'spectral', 'interval', 'best'; got 'crown'"),
+        (
+            {"eps": 0.1, "method": "ibp"},
+            "method must be one of 'abs', 'spectral', 'lipsdp', 'interval', 'crown', 'alpha', 'best'; got 'ibp'",
+        ),
     ],
 )
 def test_bad_arguments(build_policy, arguments, message):

@@ -2,94 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from finite_mdp import FiniteMDP, random_mdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_prune_robust.certificates.divergences import categorical_tv
-from sb3_prune_robust.certificates.returns import capped_performance_difference, performance_difference, remaining
-from sb3_prune_robust.certificates.rewards import RewardRange
-from sb3_prune_robust.network import Array
-
-
-@dataclass
-class FiniteMDP:
-    """
-    ``seen[s]``: the finite set B(s) of states that the adversary can show at ``s``, ``s`` among them.
-
-    :param move: probabilities of the next state, ``(S, A, S)``; what is missing to 1 ends the episode
-    :param reward: ``(S, A)``
-    """
-
-    move: Array
-    reward: Array
-    logits: Array
-    seen: list[list[int]]
-    ends_early: bool
-
-    @property
-    def policy(self) -> Array:
-        weights = np.exp(self.logits)
-        return weights / weights.sum(axis=1, keepdims=True)
-
-    @property
-    def span(self) -> float:
-        span = RewardRange(float(self.reward.min()), float(self.reward.max()), self.ends_early, "").span
-        assert span is not None
-        return span
-
-    def tv_max(self) -> Array:
-        return np.array(
-            [max(categorical_tv(self.logits[s], self.logits[h]) for h in self.seen[s]) for s in range(len(self.seen))]
-        )
-
-    def backup(self, value: Array, gamma: float, attacked: bool) -> Array:
-        """One step of value iteration, the adversary choosing what to show: the optimal one, history does not help it."""
-        action_value = self.reward + gamma * self.move @ value
-        shown = self.policy @ action_value.T  # (what is shown, where the environment is)
-        if not attacked:
-            return np.diag(shown).copy()
-        return np.array([min(shown[h, s] for h in self.seen[s]) for s in range(len(self.seen))])
-
-    def value(self, gamma: float, steps: int, attacked: bool) -> Array:
-        value = np.zeros(len(self.seen))
-        for _ in range(steps):
-            value = self.backup(value, gamma, attacked)
-        return value
-
-    def alive(self, steps: int) -> Array:
-        """Probability of each state at each step of the clean policy from state 0, ``(steps, S)``."""
-        transition = np.einsum("sa,sat->st", self.policy, self.move)
-        rows = [np.eye(len(self.seen))[0]]
-        for _ in range(steps - 1):
-            rows.append(rows[-1] @ transition)
-        return np.array(rows)
-
-    def visited_tv(self, tv: Array, gamma: float, steps: int = 3000) -> float:
-        """F, exactly but for gamma^3000."""
-        return float((1 - gamma) * gamma ** np.arange(steps) @ (self.alive(steps) @ tv))
-
-    def capped_tv(self, tv: Array, gamma: float, cap: int) -> float:
-        steps = np.arange(cap)
-        return float((gamma**steps * remaining(cap - steps, gamma)) @ (self.alive(cap) @ tv))
-
-
-def random_mdp(seed: int, ends_early: bool) -> FiniteMDP:
-    rng = np.random.default_rng(seed)
-    n_states, n_actions = int(rng.integers(2, 6)), int(rng.integers(2, 4))
-    move = rng.dirichlet(np.full(n_states, 0.3), size=(n_states, n_actions))
-    if ends_early:
-        move *= rng.choice([0.0, 0.5, 1.0], size=(n_states, n_actions, 1))
-    reward = rng.choice(
-        [rng.normal(size=(n_states, n_actions)), rng.random((n_states, n_actions)), np.ones((n_states, n_actions))]
-    )
-    logits = rng.choice([0.03, 0.3, 2.0]) * rng.normal(size=(n_states, n_actions))
-    seen = [sorted({s, *rng.integers(0, n_states, size=2).tolist()}) for s in range(n_states)]
-    return FiniteMDP(move, reward - rng.choice([0.0, 2.0]), logits, seen, ends_early)
-
+from sb3_prune_robust.certificates.returns import capped_performance_difference, performance_difference
 
 CASES = {"seed": st.integers(0, 2**32 - 1), "ends_early": st.booleans()}
 

@@ -40,7 +40,7 @@ def result(cartpole_model: PPO) -> dict[str, Any]:
     settings = Settings(0.05, attacks=("random", "mad"), n_episodes=6, rewards=reward_range("CartPole-v1"), horizon=500)
     played: list[None] = []
     outcome = frontier([agent], settings, on_episode=lambda: played.append(None))
-    assert len(played) == n_rollouts([agent], settings) == 2 * 2 * 3 * 6
+    assert len(played) == n_rollouts([agent], settings) == 2 * (2 * 3 + 4) * 6  # 4 further radii
     return outcome
 
 

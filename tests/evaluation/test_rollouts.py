@@ -93,7 +93,9 @@ def test_sampled_actions_follow_the_policys_distribution(cartpole_model: PPO) ->
     observation = np.array([[0.01, 0.2, 0.02, -0.1]], np.float32)
     batch = np.repeat(observation, 20_000, axis=0)
     stream = np.random.default_rng(0)
-    share = Actor(cartpole_model.policy, deterministic=False)(batch, [stream] * len(batch)).mean()
+    actions, choices = Actor(cartpole_model.policy, deterministic=False)(batch, [stream] * len(batch))
+    share = actions.mean()
+    np.testing.assert_array_equal(choices[:, 0], actions)
     probability = cartpole_model.policy.get_distribution(
         cartpole_model.policy.obs_to_tensor(observation)[0]
     ).distribution.probs
@@ -106,7 +108,8 @@ def test_sampled_gaussian_actions_have_the_policys_mean_and_std(countdown_policy
     with th.no_grad():
         countdown_policy.log_std.fill_(-2.0)
     batch = np.repeat(np.array([[0.3, -0.4]], np.float32), 20_000, axis=0)
-    actions = Actor(countdown_policy, deterministic=False)(batch, [np.random.default_rng(0)] * len(batch))
+    actions, noise = Actor(countdown_policy, deterministic=False)(batch, [np.random.default_rng(0)] * len(batch))
+    assert noise.mean() == pytest.approx(0.0, abs=0.03) and noise.std() == pytest.approx(1.0, rel=0.03)
     assert actions.std() == pytest.approx(np.exp(-2.0), rel=0.03)
     assert actions.mean() == pytest.approx(float(countdown_policy.predict(batch[0], deterministic=True)[0][0]), abs=0.005)
 

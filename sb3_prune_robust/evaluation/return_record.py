@@ -1,0 +1,152 @@
+"""What a report says of certified returns and of certified against attacked total variation, at one sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_prune_robust.attacks import MAD
+from sb3_prune_robust.bounds.action import groups
+from sb3_prune_robust.certificates import certify
+from sb3_prune_robust.certificates.divergences import categorical_tv, gaussian_tv
+from sb3_prune_robust.certificates.observations import read_network
+from sb3_prune_robust.evaluation.return_certificate import (
+    METHODS,
+    CleanPlay,
+    LargestEps,
+    ReturnCertificate,
+    cut,
+    largest_certified_eps,
+)
+from sb3_prune_robust.evaluation.rollouts import Episodes
+
+if TYPE_CHECKING:
+    from sb3_prune_robust.evaluation.frontier import Agent, Cell, Settings
+
+Array = npt.NDArray[Any]
+Record = dict[str, Any]
+
+SHARE = 0.5  # of the clean return, for the largest eps at which it is certified
+_CALIBRATION = 5  # one episode in so many chooses, the others certify
+_ATTACKED_STATES = 256
+
+
+def return_record(agents: Sequence[Agent], level: float, cell: Cell, settings: Settings) -> Record:
+    """
+    The ``certified_return`` of a point of the record.
+
+    :param agents: the agents
+    :param level: the sparsity
+    :param cell: its stochastic episodes, the states of the clean ones recorded
+    :param settings: eps and its grid, norm, gamma, confidence, rewards and horizon
+    :return: as in ``docs/report_schema.md``; ``{"not_certified": reason}`` without a lower bound on the rewards, or with one
+        episode
+    """
+    if settings.rewards.low is None:
+        return {"not_certified": settings.rewards.reason}
+    if settings.n_episodes < 2:
+        return {"not_certified": "one episode cannot both choose and certify"}
+    whole = settings.gamma if settings.horizon is None else 1.0
+    plays = [clean_play(a.policies[level], e, settings, whole) for a, e in zip(agents, cell.clean, strict=True)]
+    curve = [_at_radius(plays, radius, cell, settings) for radius in settings.radii]
+    discounted = [
+        clean_play(a.policies[level], e, settings, settings.gamma).certify(settings.eps, settings.norm, settings.confidence)
+        for a, e in zip(agents, cell.clean, strict=True)
+    ]
+    return {
+        "quantity": plays[0].quantity,
+        "confidence": settings.confidence,
+        "n_calibration": len(plays[0].calibration.returns),
+        "n_certify": len(plays[0].episodes.returns),
+        "clean": float(np.mean([play.clean_return() for play in plays])),
+        "curve": curve,
+        "half": _half(plays, settings),
+        "discounted": {"quantity": discounted[0].quantity, **_worst(discounted)},
+    }
+
+
+def clean_play(policy: Any, episodes: Episodes, settings: Settings, gamma: float) -> CleanPlay:
+    """The clean episodes of a cell, one in five of them for choices, the others to certify."""
+    n = max(len(episodes.returns) // _CALIBRATION, 1)
+    parts = (episodes.part(slice(n)), episodes.part(slice(n, None)))
+    return CleanPlay(policy, *parts, settings.rewards, gamma, settings.horizon)
+
+
+def _at_radius(plays: Sequence[CleanPlay], radius: float, cell: Cell, settings: Settings) -> Record:
+    certificates = [play.certify(radius, settings.norm, settings.confidence, "crown") for play in plays]
+    attacked = cell.curve.get(radius)
+    returns = None
+    if attacked is not None:
+        returns = [play.mean_return(cut(episodes, play.horizon)) for play, episodes in zip(plays, attacked, strict=True)]
+    return {
+        "eps": radius,
+        **_worst(certificates),
+        "attacked": None if returns is None else float(np.mean(returns)),
+        "attack": None if returns is None else cell.candidate(0.0).worst_attack,
+    }
+
+
+def _worst(certificates: Sequence[ReturnCertificate]) -> Record:
+    """The certificate of the agent for which least is certified."""
+    worst = min(certificates, key=lambda one: -np.inf if one.lower is None else one.lower)
+    return {
+        "lower": worst.lower,
+        "method": worst.method,
+        "clean": worst.clean,
+        "by_method": {m: worst.by_method[m].lower if m in worst.by_method else None for m in METHODS},
+    }
+
+
+def _half(plays: Sequence[CleanPlay], settings: Settings) -> Record:
+    """The largest eps at which half of the clean return is certified, of the agent for which it is smallest."""
+    if any(play.mean_return(play.calibration) <= 0 for play in plays):
+        return {"eps": None, "share": SHARE, "clean": None, "budget": None}
+    found = [largest_certified_eps(play, SHARE, settings.norm, confidence=settings.confidence) for play in plays]
+    worst: LargestEps = min(found, key=lambda one: one.eps)
+    budget = None if worst.bound is None else worst.bound.budget
+    return {"eps": worst.eps, "share": SHARE, "clean": worst.clean, "budget": budget}
+
+
+def tightness_record(policies: Sequence[Any], episodes: Sequence[Episodes], settings: Settings) -> list[Record]:
+    """
+    Certified and attacked total variation at some of the visited states, for each radius: how much the bounds may overstate.
+
+    :param policies: one for each agent
+    :param episodes: their clean stochastic episodes
+    :param settings: eps and its grid, norm, seed
+    :return: one record a radius; empty if eps is 0
+    """
+    states = [_some_states(policy, one) for policy, one in zip(policies, episodes, strict=True)]
+    pairs: list[Mapping[str, float]] = []
+    for radius in settings.radii:
+        certified = [certify(p, s, radius, settings.norm, "crown").tv.mean() for p, s in zip(policies, states, strict=True)]
+        attacked = [attacked_tv(p, s, radius, settings).mean() for p, s in zip(policies, states, strict=True)]
+        pairs.append({"eps": radius, "certified": float(np.mean(certified)), "attacked": float(np.mean(attacked))})
+    return [dict(pair) for pair in pairs]
+
+
+def _some_states(policy: Any, episodes: Episodes) -> Array:
+    states = np.concatenate(episodes.observations)
+    chosen = np.linspace(0, len(states) - 1, min(_ATTACKED_STATES, len(states))).astype(int)
+    return np.asarray(states[chosen].reshape(-1, *policy.observation_space.shape))
+
+
+def attacked_tv(policy: Any, states: Array, eps: float, settings: Settings) -> Array:
+    """
+    Total variation that the strongest form of MAD reaches at each state: a lower bound on the worst case.
+
+    :param policy: the policy
+    :param states: as it receives them, shape ``(n, *obs_shape)``
+    :param eps: radius
+    :param settings: norm and seed
+    :return: shape ``(n,)``; of several categoricals, that of the one moved most
+    """
+    network = read_network(policy)
+    perturbed = MAD(eps, settings.norm, seed=settings.seed)(policy, states)
+    before, after = (network(np.asarray(x, dtype=np.float64).reshape(len(x), -1)) for x in (states, perturbed))
+    if network.std is not None:
+        return gaussian_tv(np.linalg.norm((after - before) / network.std, axis=1))
+    return np.max([categorical_tv(before[:, group], after[:, group]) for group in groups(network)], axis=0)

@@ -4,8 +4,8 @@ What pruning and a Lipschitz bound do for the certified return: the largest eps 
     python benchmarks/certified_returns.py train --envs CartPole-v1 --policies plain both --seeds 0 1 2
 
 ``train`` trains one agent for each environment, policy and seed, each in a process of its own, and leaves alone those that
-are there already: it can be killed and started again. An agent is ``MODELS/<env>/<policy>_<seed>.zip``, with ``.pkl`` beside it
-for the statistics of its observations where they are normalised. All policies of an environment are trained alike but for
+are there already: it can be killed and started again. An agent is ``MODELS/<env>/<policy>_<seed>.zip``, with ``.pkl`` beside
+it for the statistics of its observations where they are normalised. All policies of an environment are trained alike but for
 what :data:`RECIPES` says.
 """
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 
 from sb3_prune_robust.bounds import Ball
 from sb3_prune_robust.certificates import certify
+from sb3_prune_robust.evaluation.loading import horizon_of
 from sb3_prune_robust.evaluation.return_certificate import check_confidence, play_clean
 
 
@@ -37,7 +38,7 @@ class CertificateCallback(BaseCallback):
     :param n_episodes: episodes that certify each return; a fifth as many more choose its budget
     :param clip_rewards: as for :func:`~sb3_prune_robust.evaluation.return_certificate.play_clean`
     :param confidence: with which each certified return holds
-    :param max_share: share of the training's time, in ``(0, 1]``
+    :param max_share: share of the training's time, in ``(0, 1]``; 1: however long they take
     :param verbose: not used
     :raises ValueError: for a value outside its range
     """
@@ -82,6 +83,7 @@ class CertificateCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._began, self.seconds = time.perf_counter(), 0.0
         self._due_tv = self._due_return = self.num_timesteps
+        self._last_tv = self._last_return = 0.0
 
     def _on_step(self) -> bool:
         return True
@@ -94,24 +96,28 @@ class CertificateCallback(BaseCallback):
             if self._timed(self._log_return, self._expected_return()):
                 self._due_return = self.num_timesteps + self.return_freq
 
-    _last_tv = 0.0
-
     def _timed(self, log: Callable[[], None], expected: float) -> bool:
         """Log if that leaves the certificates within their share of the time; whether it was done."""
         began = time.perf_counter()
-        if self.seconds + expected > self.max_share * (began - self._began):
+        if self.max_share < 1 and self.seconds + expected > self.max_share * (began - self._began):
             return False
         log()
         self.seconds += time.perf_counter() - began
         return True
 
     def _expected_return(self) -> float:
-        """Seconds that the episodes would take at the speed of training, which is slower; never, before one has ended."""
-        episodes = self.model.ep_info_buffer
-        if not episodes:
-            return np.inf
+        """Seconds that the episodes take: as the last time, else as many steps at the speed of training, which is slower."""
+        if self._last_return:
+            return self._last_return
         per_step = (time.perf_counter() - self._began) / max(self.num_timesteps - self._start_steps(), 1)
-        return float(np.mean([episode["l"] for episode in episodes])) * self._n_played() * per_step
+        return self._episode_length() * self._n_played() * per_step
+
+    def _episode_length(self) -> float:
+        episodes = self.model.ep_info_buffer
+        if episodes:
+            return float(np.mean([episode["l"] for episode in episodes]))
+        limit = None if self.eval_env is None else horizon_of(self.eval_env)
+        return np.inf if limit is None else limit  # no whole episode of undiscounted return without a limit
 
     def _start_steps(self) -> int:
         return int(self.model._num_timesteps_at_start)
@@ -131,6 +137,7 @@ class CertificateCallback(BaseCallback):
 
     def _log_return(self) -> None:
         assert self.eval_env is not None
+        began = time.perf_counter()
         sync_envs_normalization(self.training_env, self.eval_env)
         play = play_clean(
             self.model,
@@ -145,3 +152,4 @@ class CertificateCallback(BaseCallback):
         bound = play.noise_certificate(self.eps, self.norm, "crown", 1.0 - self.confidence)
         self.logger.record("certificate/return", bound.lower)
         self.logger.record("certificate/return_clean", play.clean_return())
+        self._last_return = time.perf_counter() - began

@@ -247,15 +247,19 @@ def read_layers(modules: Iterable[nn.Module]) -> Network:
     """
     A chain of linear layers and activations as a :class:`Network`.
 
-    :param modules: ``nn.Linear`` and activation modules in the order they are applied, ending with a linear layer
+    :param modules: ``nn.Linear`` and activation modules in the order they are applied, ending with a linear layer; dropout in
+        evaluation mode is passed over
     :return: the network, its arrays views of the modules' parameters on the CPU
-    :raises UnsupportedNetworkError: for any other module, half precision, or two linear layers without activation between
+    :raises UnsupportedNetworkError: for any other module, dropout and batch normalisation in training mode, half precision, or
+        two linear layers without activation between
     """
     weights: list[Array] = []
     biases: list[Array] = []
     activations: list[Activation] = []
     for module in modules:
-        if type(module) is nn.Linear:
+        if isinstance(module, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)):
+            _check_inert(module)
+        elif type(module) is nn.Linear:
             _check_linear(module, n_before=len(weights) - len(activations))
             weights.append(_array(module.weight))
             biases.append(np.zeros(module.out_features, np.float32) if module.bias is None else _array(module.bias))
@@ -266,6 +270,19 @@ def read_layers(modules: Iterable[nn.Module]) -> Network:
     if len(weights) != len(activations) + 1:
         raise UnsupportedNetworkError("the network must end with a linear layer")
     return Network(tuple(weights), tuple(biases), tuple(activations))
+
+
+def _check_inert(module: nn.Module) -> None:
+    """Dropout in evaluation mode passes its input on; everything else here is refused, each with its reason."""
+    name = type(module).__name__
+    if module.training:
+        what = "drops units at random" if "Dropout" in name else "depends on the other observations of a batch"
+        raise UnsupportedNetworkError(
+            f"{name} is in training mode, where it {what}, so that the policy is no function of one observation; "
+            "call policy.set_training_mode(False) first"
+        )
+    if "Dropout" not in name:
+        raise UnsupportedNetworkError(f"{name} is not covered; fold its statistics into the linear layer beside it")
 
 
 def _check_linear(module: nn.Linear, n_before: int) -> None:

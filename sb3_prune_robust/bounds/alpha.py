@@ -4,7 +4,7 @@ Bound C with optimised lines, alpha-CROWN: for each output and state the lines t
 After Xu et al. 2021 (arXiv 2011.13824), who optimise the slopes of ReLU. Here every neuron has up to three pairs of lines
 (:func:`~sb3_prune_robust.bounds.relaxation.candidates`), any convex combination of which is sound: gradient steps on the
 weights in torch only look for good ones, and the bound itself is then computed as CROWN computes it, rounding included. The
-bounds on hidden layers stay CROWN's. Some fifty times slower than CROWN; NOT monotone under pruning.
+bounds on hidden layers stay CROWN's. Some 150 times slower than CROWN; NOT monotone under pruning.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def certify(
     ``log_std``, no retraining in between) never raises it, here not by a rounding error either. ``"spectral"``, the product of
     spectral norms, and ``"lipsdp"``, which is never looser than it, the same at every state. ``"interval"``, interval bound
     propagation, and ``"crown"``, backward linear relaxation, around each state. ``"best"``, the smallest of all these for each
-    quantity. ``"alpha"``, CROWN with optimised lines: tighter, and some fifty times slower, so only where asked for. None but
+    quantity. ``"alpha"``, CROWN with optimised lines: tighter, and some 150 times slower, so only where asked for. None but
     ``"abs"`` is monotone under pruning.
 
     The bounds are about the stochastic policy as sampled, and the real-number function that the stored weights define; they

@@ -258,3 +258,31 @@ def test_weights_and_std_that_are_not_finite(build_policy):
     policy.action_net.weight.data[0, 0] = np.nan
     with pytest.raises(ValueError, match="weights that are not finite"):
         certify(policy, OBSERVATIONS, 0.1)
+
+
+def insert(policy, module):
+    """A policy with a module between its first activation and its second layer."""
+    policy.mlp_extractor.policy_net.insert(2, module)
+    return policy
+
+
+def test_layers_that_make_the_policy_no_function_of_its_observation(build_policy):
+    dropped = insert(build_policy(), th.nn.Dropout(0.5))
+    dropped.set_training_mode(True)
+    with pytest.raises(UnsupportedNetworkError, match="Dropout is in training mode, where it drops units at random"):
+        certify(dropped, OBSERVATIONS, 0.1)
+    dropped.set_training_mode(False)
+    np.testing.assert_array_equal(certify(dropped, OBSERVATIONS, 0.1).tv, certify(build_policy(), OBSERVATIONS, 0.1).tv)
+    normalised = insert(build_policy(), th.nn.BatchNorm1d(16))
+    with pytest.raises(UnsupportedNetworkError, match="BatchNorm1d is in training mode, where it depends on the other"):
+        certify(normalised, OBSERVATIONS, 0.1)
+    normalised.set_training_mode(False)
+    with pytest.raises(UnsupportedNetworkError, match="BatchNorm1d is not covered; fold its statistics"):
+        certify(normalised, OBSERVATIONS, 0.1)
+
+
+def test_half_precision_and_unknown_layers_are_refused(build_policy):
+    with pytest.raises(UnsupportedNetworkError, match="float16; float32 or float64 is needed"):
+        certify(build_policy().half(), OBSERVATIONS, 0.1)
+    with pytest.raises(UnsupportedNetworkError, match="LayerNorm.* has no known Lipschitz constant"):
+        certify(insert(build_policy(), th.nn.LayerNorm(16)), OBSERVATIONS, 0.1)

@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 PRUNING: dict[str, Any] = dict(final_sparsity=0.9)  # hidden layers of the actor; schedule and distribution: the defaults
 RECIPES: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(policy_class=LipschitzCategoricalPolicy, lipschitz=8.0, pruning=PRUNING),
-    "InvertedPendulum-v5": dict(policy_class=LipschitzGaussianPolicy, lipschitz=5.0, pruning=PRUNING),
+    "InvertedPendulum-v5": dict(policy_class=LipschitzGaussianPolicy, lipschitz=4.0, pruning=PRUNING),
     "Hopper-v5": dict(policy_class=LipschitzGaussianPolicy, lipschitz=4.0, pruning=PRUNING),
 }
 POLICIES = ("plain", "lipschitz", "pruned", "both")

@@ -2,13 +2,13 @@
 What is certified of the agents of ``certified_returns.py``: the largest eps that keeps half of the clean whole-episode return.
 
     python benchmarks/certified_returns.py train     # an hour and a half on one core
-    python benchmarks/certify_agents.py certify      # about as long; agents that are in the results already are left alone
+    python benchmarks/certify_agents.py certify      # about as long; agents in the results already are left alone
     python benchmarks/certify_agents.py report       # writes docs/results/certified_returns.md
 
 l_inf ball, eps in units of what the network receives, whole undiscounted episodes, confidence 99.9 %, rewards of Hopper
 clipped to [0, 5], by the policy's own noise (certified return 3). For the agents of seed 0 also the three certified returns at
-eps = 0.001, whole episodes and discounted; policy smoothing (Kumar et al. 2022) of the same network, the best of some noises by
-forecast; and the returns under attack at the largest eps, 200 episodes, which no certificate may exceed.
+eps = 0.001, whole episodes and discounted; policy smoothing (Kumar et al. 2022) of the same network, the best of some noises
+by forecast; and the returns under attack at the largest eps, 200 episodes, which no certificate may exceed.
 """
 
 from __future__ import annotations

@@ -129,6 +129,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     add("--clip-rewards", type=_pair, metavar="LOW,HIGH", help=text)
     text = "further radii for certified against attacked returns over eps (default: 1/256, 1/64, 1/16, 1/4 of --eps)"
     add("--eps-grid", type=_radii, default=(), metavar="E,E", help=text)
+    text = "also certify policy smoothing: the same network on observations with noise of this standard deviation"
+    add("--smoothing-std", type=float, metavar="S", help=text)
     add("--gamma", type=float, help="discount of the certificates (default: the model's)")
     add("--confidence", type=float, default=0.95, help="level of the intervals (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the first episode (default: %(default)s)")
@@ -175,6 +177,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         confidence=args.confidence,
         rewards=_rewards(args),
         eps_grid=args.eps_grid,
+        smoothing_std=args.smoothing_std,
     )
     Settings(**settings)  # what is wrong is said before anything is loaded
     n_envs = min(args.episodes, MAX_ENVS) if args.n_envs is None else args.n_envs

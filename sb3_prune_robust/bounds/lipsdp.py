@@ -205,8 +205,7 @@ def _start(problem: _Problem) -> Array:
     """The multipliers that give the product of spectral norms, or less: by the norms of ``Q_i``, not of the weights."""
     gram, logarithms = problem.rows.T @ problem.rows, []
     for weight, (low, high) in zip(problem.weights[::-1], problem.slopes[::-1], strict=True):
-        # A layer that reads only neurons that are never active has Q = 0; any positive multiplier will do.
-        largest = max(float(np.linalg.eigvalsh(gram)[-1]), 1e-30)
+        largest = float(np.linalg.eigvalsh(gram)[-1])  # positive: no matrix is zero, and T is positive everywhere
         multipliers = np.full(len(weight), largest * (1.0 + abs(low + high) / (high - low)))
         logarithms.append(np.log(multipliers))
         gram, _ = _eliminated(gram, weight, (low, high), multipliers)

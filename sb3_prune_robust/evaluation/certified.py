@@ -99,7 +99,14 @@ def _total_variation(certificates: Sequence[Certificate]) -> Record:
         "max": max(float(certificate.tv.max()) for certificate in certificates),
         "by_method": {m: mean([c.by_method[m].tv for c in certificates]) for m in certificates[0].by_method},
         "n_states": sum(len(certificate.tv) for certificate in certificates),
+        "greedy_unchanged": _greedy_unchanged(certificates),
     }
+
+
+def _greedy_unchanged(certificates: Sequence[Certificate]) -> float | None:
+    """Share of the states at which a categorical policy that plays its likeliest choice provably plays the same."""
+    unchanged = [certificate.greedy_unchanged for certificate in certificates]
+    return None if unchanged[0] is None else float(np.mean([np.mean(one) for one in unchanged if one is not None]))
 
 
 def _visitation(certificate: Certificate, episodes: Episodes, settings: Settings) -> Record | None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_prune_robust.attacks import ATTACKS, make_attack
 from sb3_prune_robust.certificates import RewardRange
 from sb3_prune_robust.evaluation.certified import certified_record
+from sb3_prune_robust.evaluation.return_certificate import ObservationNoise
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, rollout
 from sb3_prune_robust.evaluation.statistics import mean_interval, minimum_gain, t_interval
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, sweet_spots
@@ -45,6 +46,8 @@ class Settings:
     :param rewards: their range, or why none is known: then no return is certified
     :param horizon: time limit in steps, ``None`` if there is none
     :param eps_grid: further radii, for certified against attacked returns over eps; empty: 1/256, 1/64, 1/16, 1/4 of ``eps``
+    :param smoothing_std: noise on observations for policy smoothing, certified beside the policy's own noise; ``None``: left
+        out
     :raises ValueError: for a value outside its range or an unknown name
     """
 
@@ -59,6 +62,7 @@ class Settings:
     rewards: RewardRange = NO_RANGE
     horizon: int | None = None
     eps_grid: tuple[float, ...] = ()
+    smoothing_std: float | None = None
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -81,6 +85,8 @@ class Settings:
             raise ValueError(f"confidence must lie in [0.5, 1), got {self.confidence!r}")
         if not all(math.isfinite(radius) and radius > 0 for radius in self.eps_grid):
             raise ValueError(f"eps_grid must hold positive finite numbers, got {self.eps_grid!r}")
+        if self.smoothing_std is not None and not 0 < self.smoothing_std < math.inf:
+            raise ValueError(f"smoothing_std must be positive and finite, got {self.smoothing_std!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed!r}")
 
@@ -138,12 +144,14 @@ class Cell:
     :param attacked: by attack, at ``eps``
     :param skipped: attacks that changed nothing, and why
     :param curve: by radius, under the attack that is worst at ``eps``; empty for agents that are not certified
+    :param smoothed: without attack, the mode played on observations with noise added; empty unless asked for
     """
 
     clean: list[Episodes]
     attacked: dict[str, list[Episodes]]
     skipped: dict[str, str]
     curve: dict[float, list[Episodes]] = field(default_factory=dict)
+    smoothed: list[Episodes] = field(default_factory=list)
 
     def values(self, episodes: list[Episodes], field: str = "returns") -> Array:
         """One value for each independent unit: each episode of a single agent, else the mean of each agent."""
@@ -162,8 +170,10 @@ def n_rollouts(agents: Sequence[Agent], settings: Settings) -> int:
 
 
 def _n_curve(settings: Settings) -> int:
-    """Radii besides ``eps`` at which the stochastic policy is attacked: where returns are certified, for comparison."""
-    return max(len(settings.radii) - 1, 0) if "stochastic" in settings.modes and settings.rewards.low is not None else 0
+    """Further cells of the stochastic mode, where returns are certified: attacked at the other radii, and smoothed."""
+    if "stochastic" not in settings.modes or settings.rewards.low is None or not settings.radii:
+        return 0
+    return len(settings.radii) - 1 + (settings.smoothing_std is not None)
 
 
 def frontier(agents: Sequence[Agent], settings: Settings, on_episode: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -202,13 +212,15 @@ def _cell(agents: Sequence[Agent], level: float, settings: Settings, mode: str, 
     if rewards.clipped:  # the environment's own rewards may be anything
         limits = (-math.inf, math.inf)
 
-    def play(agent: Agent, attack: Any = None, record: bool = False) -> Episodes:
+    def play(
+        agent: Agent, attack: Any = None, record: bool = False, deterministic: bool = mode == "deterministic"
+    ) -> Episodes:
         return rollout(
             agent.policies[level],
             agent.venv,
             settings.n_episodes,
             attack=attack,
-            deterministic=mode == "deterministic",
+            deterministic=deterministic,
             gamma=settings.gamma,
             seed=settings.seed,
             record=record,
@@ -228,12 +240,20 @@ def _cell(agents: Sequence[Agent], level: float, settings: Settings, mode: str, 
         raise NoAttackError(f"at sparsity {level} no attack changed any observation: {'; '.join(skipped.values())}")
     cell = Cell(clean, attacked, skipped)
     if mode == "stochastic" and _n_curve(settings):
-        worst = cell.candidate(level).worst_attack
-        for radius in settings.radii:
-            attack = _attack(worst, replace(settings, eps=radius), mode)
-            with contextlib.suppress(NoAttackError):  # a radius below float32's resolution: no number is reported for it
-                cell.curve[radius] = attacked[worst] if radius == settings.eps else [play(agent, attack) for agent in agents]
+        _play_for_certificates(cell, agents, settings, play)
     return cell
+
+
+def _play_for_certificates(cell: Cell, agents: Sequence[Agent], settings: Settings, play: Callable[..., Episodes]) -> None:
+    """What certified returns are compared with: the attack that is worst at ``eps`` at the other radii, policy smoothing."""
+    worst = cell.candidate(0.0).worst_attack
+    for radius in settings.radii:
+        attack = _attack(worst, replace(settings, eps=radius), "stochastic")
+        with contextlib.suppress(NoAttackError):  # a radius below float32's resolution: no number is reported for it
+            cell.curve[radius] = cell.attacked[worst] if radius == settings.eps else [play(agent, attack) for agent in agents]
+    if settings.smoothing_std is not None:
+        noise = [ObservationNoise(settings.smoothing_std, settings.seed) for _ in agents]
+        cell.smoothed.extend(play(a, n, record=True, deterministic=True) for a, n in zip(agents, noise, strict=True))
 
 
 def _attack(name: str, settings: Settings, mode: str) -> Any:

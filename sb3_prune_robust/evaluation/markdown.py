@@ -167,8 +167,30 @@ def _returns(points: Sequence[Mapping[str, Any]]) -> list[str]:
         f"- *Discounted*: at the largest eps here, {known[0][1]['discounted']['quantity']}.\n"
         f"- Of the clean sampled episodes, {first['n_calibration']} of each agent chose, {first['n_certify']} certified. "
         "More episodes certify more. With several agents, the one for which least is certified.",
+        *_smoothing(known, radii),
         *_tightness(points),
     ]
+
+
+def _smoothing(known: Sequence[tuple[float, Mapping[str, Any]]], radii: Sequence[float]) -> list[str]:
+    """The field's own: noise added to observations at run time."""
+    rows = [(level, one["smoothing"]) for level, one in known if one["smoothing"] is not None]
+    if not rows:
+        return []
+    header = ["sparsity", "clean", *(f"eps {radius:.3g}" for radius in radii), "eps for half"]
+    cells = [
+        [f"{level:.0%}", _number(one["clean"]), *(f">= {_number(x)}" for x in one["lower"]), _radius(one["half_eps"])]
+        for level, one in rows
+    ]
+    return [
+        "Policy smoothing (Kumar, Levine, Feizi 2022): the same networks playing their mode on observations with noise of std "
+        f"{rows[0][1]['std']:g} added at run time; half is of the return without smoothing.",
+        _table(header, cells),
+    ]
+
+
+def _radius(value: float | None) -> str:
+    return "-" if value is None else "none" if value == 0 else f"{value:.3g}"
 
 
 def _at_radius(at: Mapping[str, Any]) -> str:
@@ -183,7 +205,7 @@ def _initial(method: str) -> str:
 def _half(one: Mapping[str, Any]) -> list[str]:
     half, discounted = one["half"]["eps"], one["discounted"]
     return [
-        "-" if half is None else "none" if half == 0 else f"{half:.3g}",
+        _radius(half),
         f">= {_number(discounted['lower'])} {_initial(discounted['method'])} (clean {_number(discounted['clean'])})",
     ]
 
@@ -224,10 +246,19 @@ def _certificates(points: Sequence[Mapping[str, Any]], settings: Mapping[str, An
         "return, pruning loss and gain in robustness over the dense agent are bounds on the discounted return over "
         f"{horizon}, each at {settings['confidence']:.0%} (return, gain: {2 * settings['confidence'] - 1:.0%}) and for each "
         "sparsity by itself; with several agents, the worst of them. *Vacuous*: no more than the range of the rewards says.\n"
-        f"- Rewards: {first['rewards']}.\n"
+        f"- Rewards: {first['rewards']}.\n{_greedy(points)}"
         f"- Assumed: {first['assumptions']}.\n"
         "- Not certified: the policy that plays its mode (deterministic), the clean-task term.",
     ]
+
+
+def _greedy(points: Sequence[Mapping[str, Any]]) -> str:
+    """A line on policies that play their likeliest choice; empty for Gaussian ones."""
+    shares = [(point["sparsity"], point["certificate"]["tv"]["greedy_unchanged"]) for point in points]
+    if shares[0][1] is None:
+        return ""
+    listed = ", ".join(f"{share:.1%} at {level:.0%}" for level, share in shares)
+    return f"- Visited states whose likeliest action provably cannot change, by sparsity: {listed}.\n"
 
 
 def _certificate_row(certificate: Mapping[str, Any], methods: Sequence[str]) -> list[str]:

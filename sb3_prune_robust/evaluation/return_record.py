@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def return_record(agents: Sequence[Agent], level: float, cell: Cell, settings: S
         "clean": float(np.mean([play.clean_return() for play in plays])),
         "curve": curve,
         "half": _half(plays, settings),
+        "smoothing": _smoothing(plays, cell, settings),
         "discounted": {"quantity": discounted[0].quantity, **_worst(discounted)},
     }
 
@@ -108,6 +110,33 @@ def _half(plays: Sequence[CleanPlay], settings: Settings) -> Record:
     worst: LargestEps = min(found, key=lambda one: one.eps)
     budget = None if worst.bound is None else worst.bound.budget
     return {"eps": worst.eps, "share": SHARE, "clean": worst.clean, "budget": budget}
+
+
+def _smoothing(plays: Sequence[CleanPlay], cell: Cell, settings: Settings) -> Record | None:
+    """Policy smoothing of the same networks: another agent, for which half is of the return WITHOUT smoothing."""
+    if not cell.smoothed:
+        return None
+    smoothed = [_smoothed(play, episodes, settings) for play, episodes in zip(plays, cell.smoothed, strict=True)]
+    alpha, clean = 1.0 - settings.confidence, [play.mean_return(play.calibration) for play in plays]
+    lower = [min(s.noise_certificate(eps, settings.norm, "crown", alpha).lower for s in smoothed) for eps in settings.radii]
+    found = [
+        largest_certified_eps(s, SHARE, settings.norm, confidence=settings.confidence, clean=mean)
+        for s, mean in zip(smoothed, clean, strict=True)
+        if mean > 0
+    ]
+    return {
+        "std": settings.smoothing_std,
+        "clean": float(np.mean([play.clean_return() for play in smoothed])),
+        "lower": lower,
+        "half_eps": min((one.eps for one in found), default=None),
+    }
+
+
+def _smoothed(play: CleanPlay, episodes: Episodes, settings: Settings) -> CleanPlay:
+    """The smoothed episodes in place of an agent's own."""
+    episodes, n = cut(episodes, play.horizon), len(play.calibration.returns)
+    parts = episodes.part(slice(n)), episodes.part(slice(n, None))
+    return replace(play, calibration=parts[0], episodes=parts[1], noise_std=settings.smoothing_std)
 
 
 def tightness_record(policies: Sequence[Any], episodes: Sequence[Episodes], settings: Settings) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -42,6 +43,19 @@ def test_few_inputs_are_exact_and_rounded_up(seed, m, n, shift):
     exact = brute_force(matrix)
     assert exact * (1 - 1e-14) <= box_norm_bound(matrix) <= exact * (1 + 1e-11)
     assert exact**2 * (1 - 1e-14) <= box_quadratic_bound(matrix.T @ matrix) <= exact**2 * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_not_below_the_maximum_in_rational_arithmetic(n):
+    for seed in range(40):
+        matrix = np.random.default_rng(seed).normal(size=(2, n))
+        gram = (matrix.T @ matrix + (matrix.T @ matrix).T) / 2
+        norms, squares = [], []
+        for corner in product([-1, 1], repeat=n):
+            norms.append(sum(sum(Fraction(a) * x for a, x in zip(row, corner, strict=True)) ** 2 for row in matrix.tolist()))
+            squares.append(sum(Fraction(gram[i, j]) * corner[i] * corner[j] for i in range(n) for j in range(n)))
+        assert Fraction(float(box_norm_bound(matrix))) ** 2 >= max(norms)
+        assert Fraction(float(box_quadratic_bound(gram))) >= max(squares)
 
 
 @settings(max_examples=40, deadline=None)

@@ -86,6 +86,21 @@ def test_no_derivative_exceeds_it(name, depth):
         assert np.all(np.abs(slopes).sum(axis=2).max(axis=0) <= box.radius[0])
 
 
+@pytest.mark.parametrize("kind", ["categorical", "multi"])
+def test_no_derivative_of_a_difference_of_logits_exceeds_it(kind):
+    states = np.random.default_rng(0).normal(size=(300, 4))
+    for seed in range(5):
+        network = random_network(seed, kind, "Tanh", (4, 9, 7))
+        slopes = jacobians(network, states)
+        for norm, order in (("l2", 2), ("linf", 1)):
+            bound = bound_of(network, unit_ball(norm))
+            for omega, group in zip(bound.distance[0], groups(network), strict=True):
+                pairs = slopes[:, group][:, :, None] - slopes[:, group][:, None]
+                largest = np.linalg.norm(pairs, order, axis=3).max()
+                assert largest <= omega
+                assert omega <= 4 * largest
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", ["gaussian", "categorical", "multi"])
@@ -163,6 +178,18 @@ def test_attained_by_a_linear_network(norm, kind):
         order = 1 if norm == "linf" else 2
         pairs = [np.linalg.norm(a - b, order) for a in rows for b in rows]
         assert max(pairs) <= bound.distance[0, 0]
+
+
+@pytest.mark.parametrize(("norm", "omega"), [("l2", 6.0), ("linf", 12.0)])
+def test_two_choices_are_exact(norm, omega):
+    """Logits ``2 sum x`` and ``-sum x``: a difference of ``3 sum x``; through a tanh from one neuron as well."""
+    network = random_network(0, "categorical", sizes=(4,))
+    linear = type(network)((np.array([[2.0] * 4, [-1.0] * 4]),), (np.zeros(2),), (), None, (2,))
+    deep = type(network)(
+        (np.ones((1, 4)), np.array([[2.0], [-1.0]])), (np.zeros(1), np.zeros(2)), (activation_of(nn.Tanh()),), None, (2,)
+    )
+    for case in (linear, deep):
+        assert omega <= bound_of(case, unit_ball(norm)).distance[0, 0] <= omega * (1 + 1e-6)
 
 
 def test_layers_that_act_as_one_are_exact():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from sb3_prune_robust.bounds.absolute import absolute_path_product, ordered_sum, path_norm, path_radius
 from sb3_prune_robust.bounds.ball import Ball, rounding_margin
-from sb3_prune_robust.bounds.interval import interval_radius
 from sb3_prune_robust.bounds.lipsdp import change_bounds
 from sb3_prune_robust.bounds.spectral import hidden_change, output_rows, spectral_norm
 from sb3_prune_robust.network import ActionNetwork, Array
@@ -155,30 +153,9 @@ def _input_change(network: ActionNetwork, ball: Ball) -> float:
     return largest * hidden_change(network, ball)
 
 
-def interval_change(network: ActionNetwork, observations: Array, ball: Ball) -> ActionChange:
-    """
-    Bound C, interval bound propagation at each state; not monotone under pruning.
-
-    :param network: the policy's network in float64
-    :param observations: shape ``(n, n_inputs)``
-    :param ball: the perturbations
-    :return: the bound
-    """
-    radius = interval_radius(network, observations, ball)
-    return ActionChange(radius, distance_from_radius(network, radius))
-
-
 def _at_every_state(radius: Array, distance: Array, n_states: int) -> ActionChange:
     def repeat(bound: Array) -> Array:
         bound = np.where(np.isnan(bound), math.inf, bound)  # overflow: no bound
         return np.repeat(bound, n_states, axis=0)
 
     return ActionChange(repeat(radius), repeat(distance))
-
-
-METHODS: dict[str, Callable[[ActionNetwork, Array, Ball], ActionChange]] = {
-    "abs": absolute_change,
-    "spectral": spectral_change,
-    "lipsdp": lipsdp_change,
-    "interval": interval_change,
-}

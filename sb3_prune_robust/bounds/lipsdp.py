@@ -29,6 +29,7 @@ from scipy.linalg import cho_solve, cholesky, eigh, solve_triangular
 
 from sb3_prune_robust.bounds.ball import Ball, rounding_margin
 from sb3_prune_robust.bounds.box import box_multipliers, box_norm_bound, box_quadratic_bound
+from sb3_prune_robust.bounds.minimise import Objective, minimised
 from sb3_prune_robust.bounds.spectral import spectral_norm
 from sb3_prune_robust.network import Activation, Array, Network
 
@@ -40,14 +41,12 @@ _REFINEMENT = ((32.0, 25), (512.0, 25))
 _BUDGET, _PARTS_BUDGET = 8e9, 2e9
 # With more inputs than these, matrices of their number squared are not worth it, and only some eigenvalues are computed.
 _MAX_INPUTS, _MAX_ALL_EIGENVALUES, _EIGENVALUES = 2000, 128, 32
-_MEMORY = 10
 # Slopes of f(x) = x p(x) with p(x) + p(-x) = 1: f'(x) + f'(-x) = 1, so the smallest is one less the largest.
 _REFLECTED = ("GELU", "SiLU", "Hardswish")
 _MISH_SLOPE = -0.1136
 # Slope ranges [-b, b] and [b, b] make the recursion's optimum lie on the edge of its domain; they are widened by this share.
 _WIDENED = 2e-3
 
-Objective = Callable[[Array], tuple[float, Array]]
 Schedule = Sequence[tuple[float, int]]
 Response = Callable[[Array], Array]
 
@@ -321,51 +320,8 @@ def _multiplier_gradient(
 
 def _optimised(problem: _Problem, variables: Array, schedule: Schedule) -> Array:
     for power, n_iterations in schedule:
-        variables = _minimised(_objective(problem, power), variables, n_iterations)
+        variables = minimised(_objective(problem, power), variables, n_iterations)
     return variables
-
-
-def _minimised(objective: Objective, point: Array, n_iterations: int) -> Array:
-    """L-BFGS (Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.5) that halves steps, also out of the domain."""
-    value, gradient = objective(point)
-    history: list[tuple[Array, Array]] = []
-    for _ in range(n_iterations if math.isfinite(value) else 0):
-        direction = _direction(gradient, history)
-        found = _searched(objective, point, value, gradient, direction)
-        if found is None:
-            break
-        step, value, new_gradient = found
-        if step @ (new_gradient - gradient) > 0.0:
-            history = [*history[1 - _MEMORY :], (step, new_gradient - gradient)]
-        point, gradient = point + step, new_gradient
-    return point
-
-
-def _direction(gradient: Array, history: Sequence[tuple[Array, Array]]) -> Array:
-    if not history:
-        return -0.1 * gradient / (np.abs(gradient).max() + 1e-300)  # logarithms: the first step changes T by 10 %
-    direction, weights = gradient.copy(), []
-    for step, change in reversed(history):
-        weights.append((step @ direction) / (step @ change))
-        direction -= weights[-1] * change
-    step, change = history[-1]
-    direction *= (step @ change) / (change @ change)
-    for (step, change), weight in zip(history, reversed(weights), strict=True):
-        direction += step * (weight - (change @ direction) / (step @ change))
-    return -direction
-
-
-def _searched(
-    objective: Objective, point: Array, value: float, gradient: Array, direction: Array
-) -> tuple[Array, float, Array] | None:
-    slope = float(gradient @ direction)
-    length = min(1.0, 2.0 / float(np.abs(direction).max() + 1e-300))
-    while slope < 0.0 and length > 1e-6:
-        new_value, new_gradient = objective(point + length * direction)
-        if new_value <= value + 1e-4 * length * slope:
-            return length * direction, new_value, new_gradient
-        length *= 0.5
-    return None
 
 
 def _certified_bound(problem: _Problem, variables: Array) -> float:

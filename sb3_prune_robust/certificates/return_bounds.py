@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_prune_robust.certificates.returns import Episodes, _check_episodes, remaining
+from sb3_prune_robust.certificates.returns import Episodes, check_episodes, remaining
 from sb3_prune_robust.network import Array
 
 # Sums of products of float64 over any episode lose far less than this, relative; it is nothing against a confidence band.
@@ -79,7 +79,7 @@ def shifted_episodes(
     :return: an array per episode, and the credits, shape ``(n_episodes,)``
     :raises ValueError: naming the argument
     """
-    episodes = _check_episodes(rewards, terminated, gamma, horizon)
+    episodes = check_episodes(rewards, terminated, gamma, horizon)
     check_floor(episodes, floor)
     shifted = [gamma ** np.arange(len(episode)) * np.maximum(episode - floor, 0.0) for episode in episodes]
     lengths = np.array([len(episode) for episode in episodes])

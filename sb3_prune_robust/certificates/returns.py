@@ -71,7 +71,7 @@ def discounted_sums(
     :return: shape ``(n_episodes,)``
     :raises ValueError: for empty, not finite or incomplete episodes, or another ``gamma``
     """
-    episodes = _check_episodes(values, terminated, gamma, horizon)
+    episodes = check_episodes(values, terminated, gamma, horizon)
     sums = np.array([np.sum(gamma ** np.arange(len(episode)) * episode) for episode in episodes])
     if horizon is not None:
         return sums
@@ -79,8 +79,9 @@ def discounted_sums(
     return sums + np.array(cut) * (tail / (1.0 - gamma))
 
 
-def _check_episodes(values: Episodes, terminated: Sequence[bool], gamma: float, horizon: int | None) -> list[Array]:
-    _check_gamma(gamma, horizon)
+def check_episodes(values: Episodes, terminated: Sequence[bool], gamma: float, horizon: int | None) -> list[Array]:
+    """Episodes as float64 vectors; refused if empty, not finite, incomplete or longer than the horizon."""
+    check_gamma(gamma, horizon)
     episodes = [np.asarray(episode, dtype=np.float64) for episode in values]
     if not episodes or len(episodes) != len(terminated):
         raise ValueError(
@@ -94,7 +95,8 @@ def _check_episodes(values: Episodes, terminated: Sequence[bool], gamma: float, 
     return episodes
 
 
-def _check_gamma(gamma: float, horizon: int | None) -> None:
+def check_gamma(gamma: float, horizon: int | None) -> None:
+    """Refuse a discount outside ``(0, 1]``, or of 1 without a horizon, and a horizon below 1."""
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must be in (0, 1], got {gamma!r}")
     if horizon is None and gamma == 1:
@@ -138,7 +140,7 @@ def capped_tv(
     :raises ValueError: naming the argument
     """
     _check_tv(tv, tv_everywhere)
-    episodes = _check_episodes(tv, terminated, gamma, horizon)
+    episodes = check_episodes(tv, terminated, gamma, horizon)
     weights = gamma ** np.arange(horizon) * remaining(horizon - np.arange(horizon), gamma)
     samples = np.array([np.sum(weights[: len(episode)] * episode) for episode in episodes])
     return upper_mean(samples, 0.0, float(weights.sum()) * tv_everywhere, alpha)
@@ -198,7 +200,7 @@ def loss_bound(
     :return: the bound, or ``None`` (not certified; ``rewards.reason`` says why) if no range is known
     :raises ValueError: naming the argument
     """
-    _check_gamma(gamma, horizon)
+    check_gamma(gamma, horizon)
     span = rewards.span
     if span is None:
         return None

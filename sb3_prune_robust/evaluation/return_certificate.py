@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 METHODS = ("performance-difference", "likelihood-ratio", "action-noise")
 SMOOTHING = "policy-smoothing"
 # Radii tried to certify, as shares of the one forecast, until one fails.
-_FACTORS = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0, 5.0, 10.0)
+_FACTORS = (0.3, 0.8, 0.95, 1.05, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 _FIRST_EPS, _SMALLEST_EPS, _LARGEST_EPS = 0.003, 1e-8, 100.0
 
 

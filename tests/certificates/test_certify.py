@@ -284,5 +284,5 @@ def test_layers_that_make_the_policy_no_function_of_its_observation(build_policy
 def test_half_precision_and_unknown_layers_are_refused(build_policy):
     with pytest.raises(UnsupportedNetworkError, match="float16; float32 or float64 is needed"):
         certify(build_policy().half(), OBSERVATIONS, 0.1)
-    with pytest.raises(UnsupportedNetworkError, match="LayerNorm.* has no known Lipschitz constant"):
+    with pytest.raises(UnsupportedNetworkError, match=r"LayerNorm.* has no known Lipschitz constant"):
         certify(insert(build_policy(), th.nn.LayerNorm(16)), OBSERVATIONS, 0.1)

@@ -12,7 +12,6 @@ from sb3_prune_robust.certificates.likelihood import (
 )
 from sb3_prune_robust.certificates.noise import (
     categorical_shift,
-    choose_budget,
     noise_certificate,
     noise_return_bound,
     promised_bound,
@@ -55,7 +54,6 @@ __all__ = [
     "certified_gain",
     "certify",
     "check_rewards",
-    "choose_budget",
     "clipped_rewards",
     "gaussian_log_ratio",
     "likelihood_return_bound",

@@ -178,7 +178,7 @@ def noise_certificate(
     :param rewards: reward of each step of each episode
     :param shifts: ``d(s_t)`` of each step
     :param terminated: whether each episode ended by itself
-    :param budget: ``D``, from :func:`choose_budget` on OTHER episodes
+    :param budget: ``D``, from :func:`promised_bound` on OTHER episodes
     :param gamma: discount
     :param horizon: the cap, or ``None``
     :param floor: ``-c``
@@ -193,35 +193,6 @@ def noise_certificate(
     return ReturnBound(lower, clean, 1.0 - alpha, len(samples), method, budget)
 
 
-def choose_budget(
-    rewards: Episodes,
-    shifts: Episodes,
-    terminated: Sequence[bool],
-    gamma: float,
-    horizon: int | None = None,
-    floor: float = 0.0,
-    alpha: float = 0.05,
-    n_certify: int = 1000,
-) -> float:
-    """
-    The ``D`` that promises the highest bound from ``n_certify`` other episodes: a small one stops early, a large one costs.
-
-    The calibration episodes' quantiles stand in for the samples to come, so that the band is as wide as it will be then.
-
-    :param rewards: reward of each step of each calibration episode, none of which may be used to certify
-    :param shifts: ``d(s_t)`` of each step
-    :param terminated: whether each episode ended by itself
-    :param gamma: discount
-    :param horizon: the cap, or ``None``
-    :param floor: ``-c``
-    :param alpha: as it will be used to certify
-    :param n_certify: number of episodes that will be used to certify
-    :return: ``D``; 0 if no finite budget lets a single step pass
-    :raises ValueError: naming the argument
-    """
-    return promised_bound(rewards, shifts, terminated, gamma, horizon, floor, alpha, n_certify)[0]
-
-
 def promised_bound(
     rewards: Episodes,
     shifts: Episodes,
@@ -233,9 +204,12 @@ def promised_bound(
     n_certify: int = 1000,
 ) -> tuple[float, float]:
     """
-    The choice of :func:`choose_budget` and the bound that it promises: a forecast, which certifies nothing.
+    The ``D`` that promises the highest bound from ``n_certify`` other episodes, and that bound: a forecast, which certifies
+    nothing. A small ``D`` stops early, a large one costs.
 
-    :param rewards: reward of each step of each calibration episode
+    The calibration episodes' quantiles stand in for the samples to come, so that the band is as wide as it will be then.
+
+    :param rewards: reward of each step of each calibration episode, none of which may be used to certify
     :param shifts: ``d(s_t)`` of each step
     :param terminated: whether each episode ended by itself
     :param gamma: discount
@@ -243,7 +217,7 @@ def promised_bound(
     :param floor: ``-c``
     :param alpha: as it will be used to certify
     :param n_certify: number of episodes that will be used to certify
-    :return: ``D`` and the bound
+    :return: ``D``, 0 if no finite budget lets a single step pass, and the bound
     :raises ValueError: naming the argument
     """
     if n_certify < 1:

@@ -17,10 +17,10 @@ from scipy.stats import norm
 from sb3_prune_robust.certificates import (
     categorical_log_ratio,
     categorical_shift,
-    choose_budget,
     likelihood_return_bound,
     likelihood_samples,
     noise_certificate,
+    promised_bound,
     shift_offset,
     stopped_returns,
 )
@@ -131,7 +131,7 @@ def test_lower_confidence_bounds_hold(ends_early):
         floor, worst = floor_of(mdp), float(mdp.value(gamma, steps, True)[0])
         calibration, data = (record(mdp, simulate(mdp, m, steps, rng)) for m in (60, n))
         common = {"gamma": gamma, "horizon": steps, "floor": floor, "alpha": 1e-4}
-        budget = choose_budget(calibration.rewards, calibration.shifts, calibration.terminated, **common, n_certify=n)
+        budget, _ = promised_bound(calibration.rewards, calibration.shifts, calibration.terminated, **common, n_certify=n)
         bounds = {
             "noise": noise_certificate(data.rewards, data.shifts, data.terminated, budget, **common),
             "likelihood": likelihood_return_bound(
@@ -227,7 +227,7 @@ def test_gaussian_system_with_a_shift_that_depends_on_the_state(eps):
     """Where the steering is saturated no observation matters: the budget is spent near 0 only."""
     system, rng = GaussianSystem(eps=eps), np.random.default_rng(0)
     assert 0.0 == system.shift.min() < system.shift.max() == pytest.approx(system.gain * eps)
-    budget = choose_budget(*system.episodes(100, rng), 1.0, system.steps, alpha=1e-4, n_certify=1000)
+    budget, _ = promised_bound(*system.episodes(100, rng), 1.0, system.steps, alpha=1e-4, n_certify=1000)
     bound = noise_certificate(*system.episodes(1000, rng), budget, 1.0, system.steps, alpha=1e-4)
     assert bound.clean == pytest.approx(system.survival().sum(), rel=0.02)
     assert 0.3 * system.worst() < bound.lower <= system.worst()

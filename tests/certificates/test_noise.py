@@ -12,9 +12,9 @@ from scipy.special import expit
 
 from sb3_prune_robust.certificates import (
     categorical_shift,
-    choose_budget,
     noise_certificate,
     noise_return_bound,
+    promised_bound,
     shift_offset,
     stopped_returns,
 )
@@ -142,28 +142,29 @@ def long_episodes(n, rng, d=0.05, steps=100):
 def test_the_budget_chosen_is_nearly_the_best(d, whole):
     """Small shifts: the whole episode. Large ones: stop early. Against a fine search on the certifying episodes themselves."""
     calibration, certifying = (long_episodes(n, np.random.default_rng(n), d) for n in (100, 500))
-    chosen = choose_budget(*calibration, 1.0, 100, alpha=0.001, n_certify=500)
+    chosen, promised = promised_bound(*calibration, 1.0, 100, alpha=0.001, n_certify=500)
     bounds = {
         steps: noise_certificate(*certifying, d * math.sqrt(steps) * (1 + 1e-9), 1.0, 100, alpha=0.001).lower
         for steps in range(1, 101, 1 if d == 1.0 else 5)
     }
     reached = noise_certificate(*certifying, chosen, 1.0, 100, alpha=0.001).lower
     assert reached >= 0.95 * max(bounds.values())
+    assert promised == pytest.approx(reached, rel=0.15)
     assert (chosen >= d * 10) == whole
 
 
 def test_the_budget_is_chosen_for_the_episodes_to_come():
     """With 10 certifying episodes the band is so wide that a smaller budget pays: few calibration episodes do not matter."""
     calibration = long_episodes(100, np.random.default_rng(0), 0.1)
-    few, many = (choose_budget(*calibration, 1.0, 100, alpha=0.001, n_certify=n) for n in (10, 10_000))
+    few, many = (promised_bound(*calibration, 1.0, 100, alpha=0.001, n_certify=n)[0] for n in (10, 10_000))
     assert few != many
     with pytest.raises(ValueError, match="n_certify must be at least 1"):
-        choose_budget(*calibration, 1.0, 100, n_certify=0)
+        promised_bound(*calibration, 1.0, 100, n_certify=0)
 
 
 def test_no_finite_budget_certifies_nothing():
     arguments = [[1.0, 1.0]] * 4, [[np.inf, 0.1]] * 4, [False] * 4
-    assert choose_budget(*arguments, 1.0, 2) == 0.0
+    assert promised_bound(*arguments, 1.0, 2) == (0.0, 0.0)
     assert noise_certificate(*arguments, 7.0, 1.0, 2).lower == 0.0
 
 

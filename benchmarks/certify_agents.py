@@ -26,8 +26,9 @@ from stable_baselines3 import PPO
 from tqdm import tqdm
 
 from sb3_prune_robust.attacks import MAD, CriticAttack
+from sb3_prune_robust.evaluation.clean_play import CleanPlay, play_clean
 from sb3_prune_robust.evaluation.loading import make_env
-from sb3_prune_robust.evaluation.return_certificate import CleanPlay, largest_certified_eps, play_clean
+from sb3_prune_robust.evaluation.return_certificate import certify_play, largest_certified_eps
 from sb3_prune_robust.evaluation.rollouts import rollout
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -69,7 +70,7 @@ def certify_agent(job: Job, models: Path) -> dict[str, Any]:
 
 def shares(play: CleanPlay) -> dict[str, float]:
     """Share of the clean return certified by each method at the common eps."""
-    certificate = play.certify(COMMON_EPS, confidence=CONFIDENCE, bound="crown")
+    certificate = certify_play(play, COMMON_EPS, confidence=CONFIDENCE, bound="crown")
     return {name: max(bound.lower, 0.0) / certificate.clean for name, bound in certificate.by_method.items()}
 
 
@@ -175,7 +176,7 @@ def each_agent(rows: list[dict[str, Any]]) -> str:
         "deterministic",
         "eps for half",
         "D",
-        "least attacked there",
+        "attacked there, at most",
     )
     lines = [markdown(*header)]
     for row in rows:

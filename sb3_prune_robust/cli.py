@@ -242,7 +242,7 @@ def _summary(record: dict[str, Any]) -> str:
         clean, worst = point["clean"]["mean"], point["worst"]
         cells = f"{clean:>10.1f} {worst['mean']:>10.1f} {worst['attack']:>10} {shown:>13} {radius:>13}"
         lines.append(f"{point['sparsity']:>8.2f} {cells}")
-    lines.append("eps for half: the largest at which half of the clean whole-episode return is certified (-: not certified)")
+    lines.append("eps for half: the largest tried at which half of the clean return is certified (-: not certified)")
     return "\n".join(lines)
 
 

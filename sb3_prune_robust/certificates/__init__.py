@@ -32,6 +32,7 @@ from sb3_prune_robust.certificates.returns import (
     capped_tv,
     loss_bound,
     return_lower_bound,
+    total_discount,
     visitation_tv,
 )
 from sb3_prune_robust.certificates.rewards import RewardRange, check_rewards, clipped_rewards, reward_range
@@ -71,6 +72,7 @@ __all__ = [
     "shift_offset",
     "stopped_returns",
     "survival_band",
+    "total_discount",
     "upper_mean",
     "visitation_tv",
 ]

@@ -23,8 +23,10 @@ from sb3_prune_robust.network import Array
 
 # Categoricals of more choices have too many events: they get the worst case over all probabilities.
 LARGEST_CATEGORICAL = 8
-# Relative and absolute: what logits, log-odds and quantiles in float64 can be off by, many times over.
+# Relative and absolute: what the functions and the logits in float64 can be off by.
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
+# A difference of two quantiles is off by a share of them, not of itself.
+_QUANTILE_ERROR = 2e-15
 
 
 def event_log_odds(logits: Array) -> Array:
@@ -69,7 +71,8 @@ def event_shift(logits: Array, omega: Array) -> Array:
     if not 2 <= logits.shape[1] <= LARGEST_CATEGORICAL:
         return worst
     odds = event_log_odds(logits)
-    moved = _normal_quantile(odds + omega[:, None]) - _normal_quantile(odds)
+    above, at = _normal_quantile(odds + omega[:, None]), _normal_quantile(odds)
+    moved = above - at + _QUANTILE_ERROR * (1.0 + np.abs(odds) + np.abs(above) + np.abs(at))
     return np.minimum(worst, moved.max(axis=1) * (1.0 + _RELATIVE) + _ABSOLUTE * np.minimum(omega, 1.0))
 
 

@@ -26,9 +26,8 @@ from sb3_prune_robust.certificates.return_bounds import (
     shift_offset,
     shifted_episodes,
     subtract_offset,
-    total_discount,
 )
-from sb3_prune_robust.certificates.returns import Episodes, discounted_sums
+from sb3_prune_robust.certificates.returns import Episodes, discounted_sums, total_discount
 from sb3_prune_robust.network import Array
 
 # exp of this is below 1e-304: where omega is larger, w >= e^-omega loses nothing.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_prune_robust.certificates.returns import Episodes, check_episodes, remaining
+from sb3_prune_robust.certificates.returns import Episodes, check_episodes, total_discount
 from sb3_prune_robust.network import Array
 
 # Sums of products of float64 over any episode lose far less than this, relative; it is nothing against a confidence band.
@@ -85,11 +85,6 @@ def shifted_episodes(
     lengths = np.array([len(episode) for episode in episodes])
     left = np.array([total_discount(gamma, None if horizon is None else horizon - int(n)) for n in lengths])
     return shifted, np.where(np.asarray(terminated, dtype=bool), -floor * gamma**lengths * left, 0.0)
-
-
-def total_discount(gamma: float, horizon: int | None) -> float:
-    """``1 + gamma + ...``, ``horizon`` terms, or without end if ``None``."""
-    return 1.0 / (1.0 - gamma) if horizon is None else float(remaining(horizon, gamma))
 
 
 def shift_offset(gamma: float, horizon: int | None, floor: float) -> float:

@@ -57,6 +57,17 @@ def remaining(steps: npt.ArrayLike, gamma: float) -> Array:
     return m if gamma == 1 else np.asarray(-np.expm1(m * np.log(gamma)) / (1.0 - gamma))
 
 
+def total_discount(gamma: float, horizon: int | None) -> float:
+    """
+    ``1 + gamma + ...``: the return of a reward of 1 at every step.
+
+    :param gamma: discount
+    :param horizon: number of terms, ``None`` for no end
+    :return: the sum
+    """
+    return 1.0 / (1.0 - gamma) if horizon is None else float(remaining(horizon, gamma))
+
+
 def discounted_sums(
     values: Episodes, terminated: Sequence[bool], gamma: float, horizon: int | None = None, tail: float = 0.0
 ) -> Array:
@@ -238,12 +249,8 @@ def return_lower_bound(
         return None
     _check_endings(known, terminated)
     samples = discounted_sums(rewards, terminated, gamma, horizon, tail=limits[0])
-    low, high = (limit * _return_scale(gamma, horizon) for limit in limits)
+    low, high = (limit * total_discount(gamma, horizon) for limit in limits)
     return lower_mean(samples, low, high, alpha)
-
-
-def _return_scale(gamma: float, horizon: int | None) -> float:
-    return 1.0 / (1.0 - gamma) if horizon is None else float(remaining(horizon, gamma))
 
 
 def _check_endings(rewards: RewardRange, terminated: Sequence[bool]) -> None:

@@ -92,7 +92,10 @@ def reward_range(
             raise ValueError(f"{name} must be finite, got {value!r}")
     if reward_min is not None and reward_max is not None and reward_min > reward_max:
         raise ValueError(f"reward_min must be at most reward_max, got {reward_min!r} and {reward_max!r}")
-    known = RewardRange(None, None, True, _why_unknown(env_id)) if env_kwargs else _known(env_id)
+    known = _known(env_id)
+    if env_kwargs:
+        made = ", ".join(f"{key}={value!r}" for key, value in env_kwargs.items())
+        known = RewardRange(None, None, True, f"{_why_unknown(env_id)}; it was made with {made}")
     if reward_min is None and reward_max is None:
         return known
     low = known.low if reward_min is None else float(reward_min)

@@ -2,14 +2,15 @@
 
 from sb3_prune_robust.evaluation.audit import Subject, audit, load_subjects, write_report
 from sb3_prune_robust.evaluation.certificate_callback import CertificateCallback
+from sb3_prune_robust.evaluation.clean_play import CleanPlay, play_clean
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies, worst_case
 from sb3_prune_robust.evaluation.loading import load_model, make_env
 from sb3_prune_robust.evaluation.return_certificate import (
     LargestEps,
     ReturnCertificate,
+    certify_play,
     certify_return,
     largest_certified_eps,
-    play_clean,
 )
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, RewardRangeError, rollout
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, SweetSpot, sweet_spots
@@ -18,6 +19,7 @@ __all__ = [
     "Agent",
     "Candidate",
     "CertificateCallback",
+    "CleanPlay",
     "Episodes",
     "LargestEps",
     "NoAttackError",
@@ -27,6 +29,7 @@ __all__ = [
     "Subject",
     "SweetSpot",
     "audit",
+    "certify_play",
     "certify_return",
     "frontier",
     "largest_certified_eps",

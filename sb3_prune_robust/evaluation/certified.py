@@ -18,6 +18,7 @@ from sb3_prune_robust.certificates import (
     loss_bound,
     policy_difference,
     return_lower_bound,
+    total_discount,
     visitation_tv,
 )
 from sb3_prune_robust.evaluation.return_record import return_record, tightness_record
@@ -142,20 +143,13 @@ def _loss_record(loss: LossBound | None, settings: Settings) -> Record | None:
         return None
     return {
         "bound": loss.value,
-        "vacuous": loss.value >= _scaled(loss.span, settings) * (1 - 1e-9),
+        "vacuous": loss.value >= loss.span * total_discount(settings.gamma, settings.horizon) * (1 - 1e-9),
         "formula": loss.formula,
         "span": loss.span,
         "weighted_tv": loss.tv.mean,
         "weighted_tv_upper": loss.tv.bound,
         "confidence": loss.tv.confidence,
     }
-
-
-def _scaled(span: float, settings: Settings) -> float:
-    """The discounted return of a reward of ``span`` at every step."""
-    if settings.horizon is None:
-        return span / (1 - settings.gamma)
-    return float(span * np.sum(settings.gamma ** np.arange(settings.horizon)))
 
 
 def _clean_return(episodes: Episodes, settings: Settings) -> Record | None:
@@ -171,7 +165,7 @@ def _return_record(loss: LossBound | None, episodes: Episodes, settings: Setting
         return None
     limits = settings.rewards.limits
     assert limits is not None  # or the loss were not known
-    floor = _scaled(limits[0], settings)  # the smallest return that the rewards allow
+    floor = limits[0] * total_discount(settings.gamma, settings.horizon)  # the smallest return that the rewards allow
     lower = max(clean["lower"] - loss.value, floor)
     return {"lower": lower, "vacuous": lower <= floor, "confidence": clean["confidence"] + loss.tv.confidence - 1}
 

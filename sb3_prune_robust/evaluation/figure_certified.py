@@ -78,20 +78,21 @@ def _draw_returns(axis: Axes, points: Sequence[Point]) -> None:
 
 
 def _draw_half(axis: Axes, points: Sequence[Point]) -> None:
-    found = [(p["sparsity"], half) for p in points if (half := p["certificate"]["certified_return"]["half"]["eps"])]
-    if found:
-        levels, radii = zip(*found, strict=True)
-        axis.plot(levels, radii, color=WORST, marker="o", label="largest eps (left axis)")
-        axis.set_ylim(0, 1.15 * max(radii))
-    clean = [point["certificate"]["certified_return"]["clean"] for point in points]
-    share = np.array(clean) / max(clean[0], 1e-12)
-    twin = axis.twinx()
-    label = "clean return (right axis)"
-    twin.plot([point["sparsity"] for point in points], share, color=CLEAN, linestyle=":", marker=".", label=label)
-    twin.set(ylabel="clean return / that of the dense agent", ylim=(0, max(1.15, 1.05 * share.max())))
+    levels = [point["sparsity"] for point in points]
+    certified = [point["certificate"]["certified_return"] for point in points]
     axis.set(xlabel="sparsity of the pruned layers", ylabel="eps (units of what the network receives)")
     axis.set_title("what pruning buys:\nthe eps up to which half of the clean return is certified", fontsize=10)
     axis.grid(alpha=0.3)
+    if any(one["half"]["eps"] is None for one in certified):
+        axis.text(0.5, 0.5, "not defined: the return is not positive", ha="center", transform=axis.transAxes)
+        return
+    radii, clean = [one["half"]["eps"] for one in certified], np.array([one["clean"] for one in certified])
+    axis.plot(levels, radii, color=WORST, marker="o", label="largest eps (left axis)")
+    axis.set_ylim(0, 1.15 * max(radii) or 1.0)
+    twin = axis.twinx()
+    share = clean / clean[0]
+    twin.plot(levels, share, color=CLEAN, linestyle=":", marker=".", label="clean return (right axis)")
+    twin.set(ylabel="clean return / that of the dense agent", ylim=(0, max(1.15, 1.05 * share.max())))
     handles = [*axis.get_legend_handles_labels()[0], *twin.get_legend_handles_labels()[0]]
     axis.legend(handles, [str(handle.get_label()) for handle in handles], fontsize=8, loc="lower left")
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_prune_robust.attacks import ATTACKS, make_attack
 from sb3_prune_robust.certificates import RewardRange
 from sb3_prune_robust.evaluation.certified import certified_record
-from sb3_prune_robust.evaluation.return_certificate import ObservationNoise
+from sb3_prune_robust.evaluation.clean_play import ObservationNoise
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, rollout
 from sb3_prune_robust.evaluation.statistics import mean_interval, minimum_gain, t_interval
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, sweet_spots

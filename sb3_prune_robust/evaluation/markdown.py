@@ -141,35 +141,46 @@ def _certified(record: Mapping[str, Any]) -> list[str]:
     lines = ["## Certified"]
     if refused:
         lines.append(f"Not certified: {refused[0]['certificate']['not_certified']}.")
-    return lines + (_certificates(certified, record["settings"]) + _returns(certified) if certified else [])
+    return lines + (
+        _certificates(certified, record["settings"]) + _returns(certified, record["settings"]) if certified else []
+    )
 
 
-def _returns(points: Sequence[Mapping[str, Any]]) -> list[str]:
+def _returns(points: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
     """Whole returns, certified against every adversary, beside what an attack reached."""
     known = [(p["sparsity"], p["certificate"]["certified_return"]) for p in points]
     refused = [one["not_certified"] for _, one in known if "not_certified" in one]
     if refused:
-        hint = "`--clip-rewards LOW,HIGH` certifies the return of clipped rewards"
-        return ["### Certified returns", f"Not certified: {refused[0]}. {hint}."]
-    first = known[0][1]
-    radii = [at["eps"] for at in first["curve"]]
+        hint = (
+            " `--clip-rewards LOW,HIGH` certifies the return of clipped rewards." if settings["rewards"]["low"] is None else ""
+        )
+        return ["### Certified returns", f"Not certified: {refused[0]}.{hint}"]
+    if not known[0][1]["curve"]:
+        return ["### Certified returns", "With eps = 0 there is no adversary to certify against."]
+    radii = [at["eps"] for at in known[0][1]["curve"]]
     header = ["sparsity", "clean", *(f"eps {radius:.3g}" for radius in radii), "eps for half", "discounted"]
     rows = [[f"{level:.0%}", _number(one["clean"]), *map(_at_radius, one["curve"]), *_half(one)] for level, one in known]
     return [
         "### Certified returns",
         "![Certified and attacked return over eps and sparsity](certified.png)",
         _table(header, rows),
-        f"- Certified is the {first['quantity']}: a lower bound that NO adversary within the ball gets below, by the best of "
-        "three methods (its initial: *n* the policy's own action noise, *l* likelihood ratios, *d* performance difference), "
-        f"at {first['confidence']:.4g} confidence for each entry by itself; behind the bar, the mean of the same return under "
-        "the attack that is worst at the largest eps.\n"
-        "- *Eps for half*: the largest radius at which half of the clean return is certified.\n"
-        f"- *Discounted*: at the largest eps here, {known[0][1]['discounted']['quantity']}.\n"
-        f"- Of the clean sampled episodes, {first['n_calibration']} of each agent chose, {first['n_certify']} certified. "
-        "More episodes certify more. With several agents, the one for which least is certified.",
+        _returns_text(known[0][1], settings),
         *_smoothing(known, radii),
         *_tightness(points),
     ]
+
+
+def _returns_text(first: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    return (
+        f"- Certified is the {first['quantity']}: a lower bound that NO adversary within the ball gets below, by the best of "
+        "three methods (its initial: *n* the policy's own action noise, *l* likelihood ratios, *d* performance difference), "
+        f"at {first['confidence']:.4g} confidence for each entry by itself; behind the bar, the mean of the same return over "
+        f"the same episodes under the attack that is worst at eps = {settings['eps']:g}.\n"
+        "- *Eps for half*: the largest radius tried at which half of the clean return is certified, by the action noise.\n"
+        f"- *Discounted*: at eps = {settings['eps']:g}, {first['discounted']['quantity']}.\n"
+        f"- Of the clean sampled episodes, {first['n_calibration']} of each agent chose, {first['n_certify']} certified. "
+        "More episodes certify more. With several agents, the one for which least is certified."
+    )
 
 
 def _smoothing(known: Sequence[tuple[float, Mapping[str, Any]]], radii: Sequence[float]) -> list[str]:
@@ -231,7 +242,7 @@ def _certificates(points: Sequence[Mapping[str, Any]], settings: Mapping[str, An
         "TV, best",
         "F",
         "loss to any attack",
-        "return",
+        "return less that loss",
         "pruning loss",
         "gain",
     ]

@@ -14,13 +14,14 @@ from sb3_prune_robust.bounds.action import groups
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.certificates.divergences import categorical_tv, gaussian_tv
 from sb3_prune_robust.certificates.observations import read_network
+from sb3_prune_robust.evaluation.clean_play import CleanPlay
 from sb3_prune_robust.evaluation.return_certificate import (
     METHODS,
-    CleanPlay,
     LargestEps,
     ReturnCertificate,
-    cut,
+    certify_play,
     largest_certified_eps,
+    noise_bound,
 )
 from sb3_prune_robust.evaluation.rollouts import Episodes
 
@@ -54,8 +55,7 @@ def return_record(agents: Sequence[Agent], level: float, cell: Cell, settings: S
     plays = [clean_play(a.policies[level], e, settings, whole) for a, e in zip(agents, cell.clean, strict=True)]
     curve = [_at_radius(plays, radius, cell, settings) for radius in settings.radii]
     discounted = [
-        clean_play(a.policies[level], e, settings, settings.gamma).certify(settings.eps, settings.norm, settings.confidence)
-        for a, e in zip(agents, cell.clean, strict=True)
+        certify_play(replace(play, gamma=settings.gamma), settings.eps, settings.norm, settings.confidence) for play in plays
     ]
     return {
         "quantity": plays[0].quantity,
@@ -78,11 +78,12 @@ def clean_play(policy: Any, episodes: Episodes, settings: Settings, gamma: float
 
 
 def _at_radius(plays: Sequence[CleanPlay], radius: float, cell: Cell, settings: Settings) -> Record:
-    certificates = [play.certify(radius, settings.norm, settings.confidence, "crown") for play in plays]
+    certificates = [certify_play(play, radius, settings.norm, settings.confidence, "crown") for play in plays]
     attacked = cell.curve.get(radius)
     returns = None
-    if attacked is not None:
-        returns = [play.mean_return(cut(episodes, play.horizon)) for play, episodes in zip(plays, attacked, strict=True)]
+    if attacked is not None:  # the episodes that certify, attacked: the same seeds as those of the clean mean
+        n = len(plays[0].calibration.returns)
+        returns = [play.mean_return(episodes.part(slice(n, None))) for play, episodes in zip(plays, attacked, strict=True)]
     return {
         "eps": radius,
         **_worst(certificates),
@@ -118,23 +119,23 @@ def _smoothing(plays: Sequence[CleanPlay], cell: Cell, settings: Settings) -> Re
         return None
     smoothed = [_smoothed(play, episodes, settings) for play, episodes in zip(plays, cell.smoothed, strict=True)]
     alpha, clean = 1.0 - settings.confidence, [play.mean_return(play.calibration) for play in plays]
-    lower = [min(s.noise_certificate(eps, settings.norm, "crown", alpha).lower for s in smoothed) for eps in settings.radii]
+    lower = [min(noise_bound(s, eps, settings.norm, "crown", alpha).lower for s in smoothed) for eps in settings.radii]
     found = [
-        largest_certified_eps(s, SHARE, settings.norm, confidence=settings.confidence, clean=mean)
+        largest_certified_eps(s, SHARE, settings.norm, confidence=settings.confidence, clean=mean).eps
         for s, mean in zip(smoothed, clean, strict=True)
-        if mean > 0
+        if min(clean) > 0
     ]
     return {
         "std": settings.smoothing_std,
         "clean": float(np.mean([play.clean_return() for play in smoothed])),
         "lower": lower,
-        "half_eps": min((one.eps for one in found), default=None),
+        "half_eps": min(found, default=None),
     }
 
 
 def _smoothed(play: CleanPlay, episodes: Episodes, settings: Settings) -> CleanPlay:
     """The smoothed episodes in place of an agent's own."""
-    episodes, n = cut(episodes, play.horizon), len(play.calibration.returns)
+    n = len(play.calibration.returns)
     parts = episodes.part(slice(n)), episodes.part(slice(n, None))
     return replace(play, calibration=parts[0], episodes=parts[1], noise_std=settings.smoothing_std)
 

@@ -37,16 +37,17 @@ class FixedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
     :param env: the environment
     :param seeds: seeds of its episodes
+    :param max_steps: a time limit of its own; ``None``: none but the environment's
     """
 
-    def __init__(self, env: gym.Env[Any, Any], seeds: Sequence[int]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], seeds: Sequence[int], max_steps: int | None = None) -> None:
         super().__init__(env)
-        self.seeds = list(seeds)
+        self.seeds, self.max_steps, self.steps = list(seeds), max_steps, 0
         self.played = -1
         self._last: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.played += 1
+        self.played, self.steps = self.played + 1, 0
         if self.played < len(self.seeds) or self._last is None:
             episode_seed = self.seeds[self.played] if self.seeds else 0
             self._last, info = self.env.reset(seed=episode_seed, options=options)
@@ -56,7 +57,9 @@ class FixedEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self.played >= len(self.seeds):
             return self._last, 0.0, False, False, {}
-        return self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        return observation, reward, terminated, truncated or self.steps == self.max_steps, info
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def rollout(
     seed: int = 0,
     record: bool = False,
     reward_range: tuple[float, float] | None = None,
+    max_steps: int | None = None,
     on_episode: Callable[[], None] | None = None,
 ) -> Episodes:
     """
@@ -126,6 +130,7 @@ def rollout(
     :param seed: seed of the first episode
     :param record: keep the true observations, and what a stochastic policy drew
     :param reward_range: smallest and largest reward possible, infinite where not known; checked at every step
+    :param max_steps: cut episodes after so many steps, as a time limit does; ``None``: the environment's own limit alone
     :param on_episode: called at the end of each episode (progress)
     :return: the episodes
     :raises NoAttackError: if an attack with ``eps > 0`` changed nothing
@@ -136,7 +141,7 @@ def rollout(
     player = _Player(getattr(policy, "policy", policy), venv, n_episodes, deterministic, seed, record)
     player.gamma, player.reward_range = gamma, reward_range
     player.on_episode = on_episode or _nothing
-    with fixed_episodes(venv, n_episodes, seed):
+    with fixed_episodes(venv, n_episodes, seed, max_steps):
         player.play(attack)
     if attack is not None and not player.n_perturbed and np.any(np.asarray(getattr(attack, "eps", 1.0)) > 0):
         raise NoAttackError(
@@ -151,13 +156,14 @@ def _nothing() -> None:
 
 
 @contextmanager
-def fixed_episodes(venv: VecEnv, n_episodes: int, seed: int) -> Iterator[None]:
+def fixed_episodes(venv: VecEnv, n_episodes: int, seed: int, max_steps: int | None = None) -> Iterator[None]:
     """
     While in use, the environments of ``venv`` play fixed episodes, with VecNormalize frozen and rewards raw.
 
     :param venv: environments over a ``DummyVecEnv``
     :param n_episodes: number of episodes in all
     :param seed: seed of the first
+    :param max_steps: cut episodes after so many steps; ``None``: the environment's own limit alone
     :raises TypeError: for another base than ``DummyVecEnv``
     :raises ValueError: if the environments are attacked already
     """
@@ -170,7 +176,7 @@ def fixed_episodes(venv: VecEnv, n_episodes: int, seed: int) -> Iterator[None]:
         )
     normalizer, envs = unwrap_vec_normalize(venv), base.envs
     settings = None if normalizer is None else (normalizer.training, normalizer.norm_reward)
-    base.envs = [FixedEpisodes(env, range(seed + i, seed + n_episodes, len(envs))) for i, env in enumerate(envs)]
+    base.envs = [FixedEpisodes(env, range(seed + i, seed + n_episodes, len(envs)), max_steps) for i, env in enumerate(envs)]
     try:
         if normalizer is not None:
             normalizer.training = normalizer.norm_reward = False
@@ -227,7 +233,8 @@ class _Player:
                 self.drawn[k].append(sample)
 
     def _stream(self, episode: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, episode])
+        # The last entry: [seed, 0] would be the very stream that gymnasium seeds the first episode with.
+        return np.random.default_rng([self.seed, episode, 1])
 
     def _attacked(self, attack: Attack, true: Array) -> Array:
         received = np.asarray(attack(self.policy, true.copy()))

@@ -70,10 +70,16 @@ def test_bound_a_falls_as_pruning_goes_on_and_the_callbacks_work_together() -> N
     assert len(bound_a) == 4 and all(np.diff(bound_a) < 0)
 
 
-def test_it_keeps_to_its_share_of_the_time() -> None:
-    callback = Recorder(0.01, freq=1, n_states=256, eval_env=evaluation_env(), return_freq=1, n_episodes=500, max_share=1e-6)
-    learn(callback)
+def test_it_keeps_to_its_share_of_the_time_and_says_so() -> None:
+    """A share that lets the cheap certificates pass and puts the return off; then one that puts all off."""
+    arguments: dict[str, Any] = dict(freq=1, n_states=8, eval_env=evaluation_env(), return_freq=1, n_episodes=5000)
+    callback = Recorder(0.01, **arguments, max_share=0.9)
+    with pytest.warns(UserWarning, match="a certified return of 6000 episodes takes about .* it is put off until about"):
+        learn(callback)
     assert not any("certificate/return" in entry for entry in callback.logged)
+    assert sum("certificate/tv" in entry for entry in callback.logged) >= 2
+    callback = Recorder(0.01, **{**arguments, "eval_env": None}, max_share=1e-9)
+    learn(callback)
     assert sum("certificate/tv" in entry for entry in callback.logged) <= 1
 
 
@@ -100,3 +106,10 @@ def test_what_does_not_fit_the_model_is_said_before_training() -> None:
         learn(CertificateCallback(-0.1))
     with pytest.raises(ValueError, match="eval_env must be wrapped in VecNormalize if, and only if"):
         learn(CertificateCallback(0.1, eval_env=make_env(ENV, 1)))
+    ready = evaluation_env()
+    ready.training = True
+    with pytest.raises(ValueError, match="statistics are still being updated"):
+        learn(CertificateCallback(0.1, eval_env=ready))
+    unknown = VecNormalize(make_env("InvertedDoublePendulum-v5", 1), training=False)
+    with pytest.raises(ValueError, match="no return can be certified: MuJoCo's velocities are not bounded"):
+        learn(CertificateCallback(0.1, eval_env=unknown))

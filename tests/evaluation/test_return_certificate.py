@@ -11,12 +11,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_prune_robust import certify_return
 from sb3_prune_robust.attacks import MAD, RandomAttack
+from sb3_prune_robust.evaluation.clean_play import play_clean
 from sb3_prune_robust.evaluation.loading import make_env
-from sb3_prune_robust.evaluation.return_certificate import METHODS, cut, largest_certified_eps, play_clean
+from sb3_prune_robust.evaluation.return_certificate import METHODS, certify_play, largest_certified_eps
 from sb3_prune_robust.evaluation.rollouts import RewardRangeError, rollout
 
 from .conftest import Countdown
@@ -31,7 +33,7 @@ def cartpole_play(cartpole_model: PPO) -> Any:
 
 @pytest.mark.parametrize("eps", [0.002, 0.02, 0.2])
 def test_no_attacked_return_is_below_the_certified_one(cartpole_model: PPO, cartpole_play: Any, eps: float) -> None:
-    certificate = cartpole_play.certify(eps)
+    certificate = certify_play(cartpole_play, eps)
     assert set(certificate.by_method) == set(METHODS) and certificate.method in METHODS
     assert certificate.lower == max(bound.lower for bound in certificate.by_method.values())
     assert 0.0 <= certificate.lower <= certificate.clean
@@ -43,7 +45,7 @@ def test_no_attacked_return_is_below_the_certified_one(cartpole_model: PPO, cart
 
 
 def test_the_certificate_says_what_it_is(cartpole_play: Any) -> None:
-    certificate = cartpole_play.certify(0.01, "l2", confidence=0.99)
+    certificate = certify_play(cartpole_play, 0.01, "l2", confidence=0.99)
     assert certificate.quantity == "undiscounted return of whole episodes of at most 500 steps"
     assert (certificate.eps, certificate.norm, certificate.gamma, certificate.horizon) == (0.01, "l2", 1.0, 500)
     assert certificate.n_episodes == 60 and certificate.confidence == 0.99 and certificate.not_certified == {}
@@ -55,7 +57,7 @@ def test_the_certificate_says_what_it_is(cartpole_play: Any) -> None:
 
 
 def test_certified_returns_fall_with_eps_and_the_noise_certifies_most(cartpole_play: Any) -> None:
-    curve = [cartpole_play.certify(eps, bound="crown") for eps in (1e-5, 0.001, 0.003, 0.01)]
+    curve = [certify_play(cartpole_play, eps, bound="crown") for eps in (1e-5, 0.001, 0.003, 0.01)]
     assert all(below.lower > above.lower for below, above in pairwise(curve))
     assert curve[0].lower > 0.75 * curve[0].clean  # what is lost at eps = 0 is the confidence band
     assert curve[2].method == "action-noise" and curve[2].by_method["likelihood-ratio"].lower < 0.6 * curve[2].lower
@@ -81,16 +83,23 @@ def test_discounted_and_cut_horizons(cartpole_model: PPO) -> None:
     assert short.horizon == 10 and 8 < short.lower <= short.clean <= 10
 
 
-def test_cut_episodes() -> None:
-    venv = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+def test_episodes_are_cut_as_by_a_time_limit() -> None:
+    venv = DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2)
     model = PPO("MlpPolicy", venv, seed=0, device="cpu")
-    whole = rollout(model, venv, 4, record=True)
-    length = int(np.sort(whole.lengths)[1])
-    part = cut(whole, length)
-    assert part.lengths.max() == length and [len(r) for r in part.rewards] == part.lengths.tolist()
+    whole = rollout(model, venv, 6, record=True)
+    length = int(np.sort(whole.lengths)[2])
+    part = rollout(model, venv, 6, record=True, max_steps=length)
+    assert part.lengths.tolist() == np.minimum(whole.lengths, length).tolist()
     assert part.terminated.tolist() == (whole.lengths <= length).tolist()
-    assert [len(o) for o in part.observations] == [len(s) for s in part.samples] == part.lengths.tolist()
-    assert cut(whole, 500) is whole
+    for cut, full in zip(part.observations, whole.observations, strict=True):
+        np.testing.assert_array_equal(cut, full[: len(cut)])
+
+
+def test_the_policys_noise_is_not_the_environments() -> None:
+    """Gymnasium seeds an episode with default_rng(seed), which is default_rng([seed, 0])."""
+    venv = DummyVecEnv([lambda: gym.make("Pendulum-v1")])
+    samples = rollout(PPO("MlpPolicy", venv, device="cpu"), venv, 1, record=True, seed=7).samples[0]
+    assert not np.any(np.isclose(samples[:, 0], np.random.default_rng(7).standard_normal(200)[: len(samples)]))
 
 
 class Bandit(gym.Env[Any, Any]):
@@ -126,7 +135,7 @@ def test_the_noise_certificate_is_tight_on_a_threshold() -> None:
     )
     bound = certificate.by_method["action-noise"]
     assert bound.budget == pytest.approx(0.7, rel=1e-6)
-    assert norm.cdf(0.3) - 0.04 < bound.lower < norm.cdf(0.3)
+    assert norm.cdf(0.3) - 0.05 < bound.lower < norm.cdf(0.3)
     assert certificate.by_method["performance-difference"].lower < bound.lower
     assert certificate.clean == pytest.approx(norm.cdf(1.0), abs=0.03)
 
@@ -174,6 +183,41 @@ def test_an_environment_with_other_arguments_has_no_proved_rewards() -> None:
     assert certificate.lower is None and "default arguments" in certificate.not_certified["action-noise"]
 
 
+@pytest.mark.parametrize("make", [lambda: make_vec_env("CartPole-v1", 4), lambda: PPO("MlpPolicy", "CartPole-v1").get_env()])
+def test_environments_as_stable_baselines_makes_them_have_proved_rewards(cartpole_model: PPO, make: Any) -> None:
+    certificate = certify_return(cartpole_model, make(), 0.002, n_episodes=10, n_calibration=4, confidence=0.9)
+    assert certificate.lower > 0 and "1.0 at every step" in certificate.assumptions
+
+
+def test_wrappers_that_may_change_the_reward_are_named(cartpole_model: PPO) -> None:
+    env = DummyVecEnv([lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: 2 * reward)])
+    certificate = certify_return(cartpole_model, env, 0.002, n_episodes=2, n_calibration=1)
+    assert certificate.lower is None and "TransformReward" in certificate.not_certified["action-noise"]
+
+
+def unlimited() -> Any:
+    return DummyVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=-1)])
+
+
+def test_environments_without_a_time_limit_end_at_the_horizon() -> None:
+    model = PPO("MlpPolicy", unlimited(), device="cpu")
+    for gamma, message in ((1.0, "gamma = 1 needs a horizon"), (0.9, "horizon must be given")):
+        with pytest.raises(ValueError, match=message):
+            certify_return(model, unlimited(), 0.01, gamma=gamma)
+    certificate = certify_return(model, unlimited(), 0.001, horizon=20, n_episodes=6, n_calibration=2)
+    assert certificate.horizon == 20 and certificate.lower >= 20 * -16.2736045
+
+
+def test_the_environment_must_fit_the_agent(cartpole_model: PPO) -> None:
+    with pytest.raises(TypeError, match="env must be a VecEnv built on DummyVecEnv"):
+        certify_return(cartpole_model, gym.make("CartPole-v1"), 0.01)
+    with pytest.raises(ValueError, match=r"env observes .* the policy was made for"):
+        certify_return(cartpole_model, make_env("Acrobot-v1", 1), 0.01)
+    venv = VecNormalize(make_env("InvertedPendulum-v5", 2))
+    with pytest.raises(ValueError, match="env has no VecNormalize, and the model was trained on observations normalised"):
+        certify_return(PPO("MlpPolicy", venv, device="cpu"), make_env("InvertedPendulum-v5", 1), 0.01)
+
+
 def test_what_is_refused(cartpole_model: PPO) -> None:
     env = make_env("CartPole-v1", 2)
     for arguments, message in (
@@ -183,11 +227,15 @@ def test_what_is_refused(cartpole_model: PPO) -> None:
         (dict(bound="sdp"), "method must be one of"),
         (dict(confidence=1.0), r"confidence must lie in \[0.5, 1\)"),
         (dict(gamma=1.5), r"gamma must be in \(0, 1\]"),
-        (dict(horizon=501), "horizon must be at least 1 and at most the environment's time limit of 500, got 501"),
-        (dict(n_episodes=0), "n_episodes must be at least 1"),
+        (dict(horizon=501), "horizon must be at most the environment's time limit of 500, got 501"),
+        (dict(horizon=10.5), "horizon must be a whole number of at least 1, got 10.5"),
+        (dict(n_episodes=0), "n_episodes must be a whole number of at least 1"),
+        (dict(n_calibration=3.5), "n_calibration must be a whole number of at least 1"),
+        (dict(seed=-1), "seed must be a whole number of at least 0"),
         (dict(clip_rewards=(1.0, 0.0)), "clip_rewards must be two finite numbers"),
+        (dict(clip_rewards=5), "clip_rewards must be two numbers, the smaller first; got 5"),
         (dict(clip_rewards=(0.0, 1.0), reward_min=0.0), "it is one or the other"),
-        (dict(smoothing_std=0.0), "noise_std must be positive"),
+        (dict(smoothing_std=0.0), "smoothing_std must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
             certify_return(cartpole_model, env, **{"eps": 0.01, "n_episodes": 2, "n_calibration": 1, **arguments})

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from certified_returns import MODELS, POLICIES, SETTINGS, Job
+from certified_returns import MODELS, POLICIES, SETTINGS, VARIANTS, Job, all_jobs
 from stable_baselines3 import PPO
 from tqdm import tqdm
 
@@ -130,7 +130,7 @@ def main_table(rows: list[dict[str, Any]]) -> str:
     lines = [markdown("environment", "policy", "agents", "clean", "of plain", "eps for half, mean [each]", "times plain")]
     for env in SETTINGS:
         means: dict[str, tuple[float, float]] = {}
-        for policy in POLICIES:
+        for policy in (*POLICIES, *(variant for of, variant in VARIANTS if of == env)):
             found = sorted((r for r in rows if (r["env"], r["policy"]) == (env, policy)), key=lambda row: row["seed"])
             if not found:
                 continue
@@ -200,7 +200,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["certify", "report"])
     parser.add_argument("--envs", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="ENV")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
+    names = [*POLICIES, *(policy for _, policy in VARIANTS)]
+    parser.add_argument("--policies", nargs="+", choices=names, default=names, metavar="POLICY")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     parser.add_argument(
         "--models", type=Path, default=MODELS, metavar="DIR", help="folder of the agents (default: %(default)s)"
@@ -208,7 +209,7 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     if args.command == "certify":
-        certify_all([Job(e, p, s) for e in args.envs for s in args.seeds for p in args.policies], args.models)
+        certify_all(all_jobs(args.envs, args.policies, args.seeds), args.models)
     else:
         report()
 

@@ -86,9 +86,7 @@ def main() -> None:
         record["agents"][name] = found = measure(job, folder)
         for eps, row in found["eps"].items():
             ratios = f"crown {row['crown/attacked']:.3f}, alpha {row['alpha/attacked']:.3f}"
-            print(
-                f"{name:14s} {found['sparsity']:.0%} pruned, eps {eps}: attacked {row['attacked']:.4f}; over it {ratios}"
-            )
+            print(f"{name:14s} {found['sparsity']:.0%} pruned, eps {eps}: attacked {row['attacked']:.4f}; over it {ratios}")
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ),
     "InvertedPendulum-v5": dict(timesteps=200_000, normalize=False, learning_rate=LinearSchedule(1e-3, 0.0, 1.0)),
     "Hopper-v5": dict(timesteps=1_000_000, normalize=True, learning_rate=LinearSchedule(5e-4, 0.0, 1.0)),
+    "Hopper-v5, 2M steps": dict(timesteps=2_000_000, normalize=True, learning_rate=LinearSchedule(5e-4, 0.0, 1.0)),
 }  # fmt: skip
 
 # What the lipschitz and the pruned policy add; "both" has both.
@@ -55,6 +56,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(policy_class=LipschitzCategoricalPolicy, lipschitz=8.0, pruning=PRUNING),
     "InvertedPendulum-v5": dict(policy_class=LipschitzGaussianPolicy, lipschitz=4.0, pruning=PRUNING),
     "Hopper-v5": dict(policy_class=LipschitzGaussianPolicy, lipschitz=4.0, pruning=PRUNING),
+    "Hopper-v5, 2M steps": dict(policy_class=LipschitzGaussianPolicy, lipschitz=5.0, pruning=PRUNING),
 }
 POLICIES = ("plain", "lipschitz", "pruned", "both")
 # Plain agents trained otherwise: as good without attack, and several times harder to move than the plain ones above.
@@ -63,15 +65,21 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
     ("InvertedPendulum-v5", "plain-entropy-bonus"): dict(learning_rate=3e-4, ent_coef=0.01),
     ("Hopper-v5", "plain-400k-steps"): dict(timesteps=400_000),
 }
+# Another bound than the recipe's.
+BOUNDS = {("Hopper-v5, 2M steps", "both-bound-4"): 4.0}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One agent: environment, policy (of :data:`POLICIES`, or of :data:`VARIANTS`) and seed of training."""
+    """One agent: a key of :data:`SETTINGS`, policy (of :data:`POLICIES`, :data:`VARIANTS`, :data:`BOUNDS`), seed of training."""
 
     env: str
     policy: str
     seed: int
+
+    @property
+    def env_id(self) -> str:
+        return self.env.partition(",")[0]
 
     def model(self, folder: Path) -> Path:
         return folder / self.env / f"{self.policy}_{self.seed}.zip"
@@ -107,14 +115,16 @@ def train(job: Job, folder: Path, on_steps: Callable[[int], object]) -> None:
     """Train an agent and save it: the model last and by renaming, so that a model that is there is whole."""
     settings, recipe = {**SETTINGS[job.env], **VARIANTS.get((job.env, job.policy), {})}, RECIPES[job.env]
     timesteps, normalize = settings.pop("timesteps"), settings.pop("normalize")
-    venv = make_training_env(job.env, job.seed, normalize)
+    venv = make_training_env(job.env_id, job.seed, normalize)
     settings.setdefault("policy_kwargs", {})
     policy: Any = "MlpPolicy"
-    if job.policy in ("lipschitz", "both"):
+    kind = job.policy.partition("-")[0]
+    recipe = {**recipe, "lipschitz": BOUNDS.get((job.env, job.policy), recipe["lipschitz"])}
+    if kind in ("lipschitz", "both"):
         policy = recipe["policy_class"]
         settings["policy_kwargs"] = {**settings["policy_kwargs"], "lipschitz": recipe["lipschitz"]}
     callbacks: list[BaseCallback] = [Steps(on_steps)]
-    if job.policy in ("pruned", "both"):
+    if kind in ("pruned", "both"):
         callbacks.append(PruningCallback(**recipe["pruning"]))
     began = time.perf_counter()
     model = PPO(policy, venv, n_steps=256, batch_size=256, seed=job.seed, device="cpu", **settings)
@@ -128,7 +138,7 @@ def train(job: Job, folder: Path, on_steps: Callable[[int], object]) -> None:
     about = {
         "seconds": round(seconds, 1),
         "sparsity": sparsity(model.policy)["actor"],
-        "recipe": _readable(recipe, job.policy),
+        "recipe": _readable(recipe, kind),
     }
     path.with_suffix(".json").write_text(json.dumps(about) + "\n")
     model.save(path.with_suffix(".part.zip"))
@@ -174,7 +184,8 @@ def _follow(receiver: Connection, bar: Any) -> None:
 
 def all_jobs(envs: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """The jobs asked for; the variants for seed 0 only."""
-    jobs = [Job(env, policy, seed) for env in envs for seed in seeds for policy in policies if policy in POLICIES]
+    known = [*((env, policy) for env in SETTINGS for policy in POLICIES), *BOUNDS]
+    jobs = [Job(*one, seed) for seed in seeds for one in known if one[0] in envs and one[1] in policies]
     return jobs + [Job(env, policy, 0) for env, policy in VARIANTS if env in envs and policy in policies and 0 in seeds]
 
 
@@ -183,7 +194,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--envs", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="ENV")
-    names = [*POLICIES, *(policy for _, policy in VARIANTS)]
+    names = [*POLICIES, *(policy for _, policy in (*VARIANTS, *BOUNDS))]
     parent.add_argument("--policies", nargs="+", choices=names, default=names, metavar="POLICY")
     parent.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     parent.add_argument(

@@ -71,7 +71,7 @@ BOUNDS = {("Hopper-v5, 2M steps", "both-bound-4"): 4.0}
 
 @dataclass(frozen=True)
 class Job:
-    """One agent: a key of :data:`SETTINGS`, policy (of :data:`POLICIES`, :data:`VARIANTS`, :data:`BOUNDS`), seed of training."""
+    """A key of :data:`SETTINGS`; a policy of :data:`POLICIES`, :data:`VARIANTS` or :data:`BOUNDS`; a seed of training."""
 
     env: str
     policy: str

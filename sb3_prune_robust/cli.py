@@ -152,7 +152,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     env = next(iter(RECIPES))
     add("--env", choices=list(RECIPES), default=env, help="(default: %(default)s)")
     add("--timesteps", type=int, metavar="N", help="environment steps of training (default: enough to see the point)")
-    add("--episodes", type=int, default=10, metavar="N", help="for each sparsity, attack and mode (default: %(default)s)")
+    add("--episodes", type=int, default=20, metavar="N", help="for each sparsity, attack and mode (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of training and of the first episode (default: %(default)s)")
     add("--out", default="demo-report", metavar="DIR", help="folder for the report (default: %(default)s)")
     parser.set_defaults(run=_demo)

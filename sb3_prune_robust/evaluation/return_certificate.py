@@ -256,7 +256,8 @@ def largest_certified_eps(
     :param norm: ``"linf"`` or ``"l2"``
     :param confidence: with which the certificate at the eps returned holds
     :param bound: per-state method
-    :param clean: mean clean return to take the share of; ``None``: that of the calibration episodes
+    :param clean: mean clean return to take the share of; ``None``: the larger of those of the calibration and the certifying
+        episodes (what holds with the confidence asked for is the share of the former, which was fixed beforehand)
     :return: the eps, and the certificate there
     :raises ValueError: for no known lower bound on the rewards, a share outside ``(0, 1)``, or a return that is not positive
     """
@@ -265,7 +266,8 @@ def largest_certified_eps(
     alpha, floor = 1.0 - check_confidence(confidence), play.floor
     if floor is None:
         raise ValueError(f"no lower bound on the rewards is known: {play.rewards.reason}")
-    clean = play.mean_return(play.calibration) if clean is None else clean
+    if clean is None:
+        clean = max(play.mean_return(play.calibration), play.clean_return())
     if clean <= 0:
         raise ValueError(f"the mean clean return is {clean:g}: a share of it says nothing")
     forecast = _forecast(play, share * clean, norm, bound, alpha)

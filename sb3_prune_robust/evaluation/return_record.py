@@ -105,7 +105,7 @@ def _worst(certificates: Sequence[ReturnCertificate]) -> Record:
 
 def _half(plays: Sequence[CleanPlay], settings: Settings) -> Record:
     """The largest eps at which half of the clean return is certified, of the agent for which it is smallest."""
-    if any(play.mean_return(play.calibration) <= 0 for play in plays):
+    if any(_clean(play) <= 0 for play in plays):
         return {"eps": None, "share": SHARE, "clean": None, "budget": None}
     found = [largest_certified_eps(play, SHARE, settings.norm, confidence=settings.confidence) for play in plays]
     worst: LargestEps = min(found, key=lambda one: one.eps)
@@ -113,12 +113,17 @@ def _half(plays: Sequence[CleanPlay], settings: Settings) -> Record:
     return {"eps": worst.eps, "share": SHARE, "clean": worst.clean, "budget": budget}
 
 
+def _clean(play: CleanPlay) -> float:
+    """What half is taken of: few episodes choose, and their mean alone may be a lucky or unlucky one."""
+    return max(play.mean_return(play.calibration), play.clean_return())
+
+
 def _smoothing(plays: Sequence[CleanPlay], cell: Cell, settings: Settings) -> Record | None:
     """Policy smoothing of the same networks: another agent, for which half is of the return WITHOUT smoothing."""
     if not cell.smoothed:
         return None
     smoothed = [_smoothed(play, episodes, settings) for play, episodes in zip(plays, cell.smoothed, strict=True)]
-    alpha, clean = 1.0 - settings.confidence, [play.mean_return(play.calibration) for play in plays]
+    alpha, clean = 1.0 - settings.confidence, [_clean(play) for play in plays]
     lower = [min(noise_bound(s, eps, settings.norm, "crown", alpha).lower for s in smoothed) for eps in settings.radii]
     found = [
         largest_certified_eps(s, SHARE, settings.norm, confidence=settings.confidence, clean=mean).eps

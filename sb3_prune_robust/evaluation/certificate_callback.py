@@ -109,7 +109,7 @@ class CertificateCallback(BaseCallback):
             expected = self._expected_return()
             if self._timed(self._log_return, expected):
                 self._due_return = self.num_timesteps + self.return_freq
-            elif not self._warned:
+            elif not self._warned and self.num_timesteps >= self._due_return + self.return_freq:  # a whole interval late
                 self._warn(expected)
 
     def _warn(self, expected: float) -> None:

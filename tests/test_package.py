@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "bounds": {"network"},
     "policies": {"layers", "network"},
     "pruning": {"layers", "network", "bounds"},
-    "attacks": {"layers", "network", "bounds"},
+    "actor": {"network"},
+    "attacks": {"layers", "network", "bounds", "actor"},
     "certificates": {"layers", "network", "bounds"},
     "hyperparams": set(),
-    "evaluation": {"layers", "network", "bounds", "policies", "pruning", "attacks", "certificates"},
+    "evaluation": {"layers", "network", "actor", "bounds", "policies", "pruning", "attacks", "certificates"},
     "cli": {"layers", "network", "bounds", "policies", "pruning", "attacks", "certificates", "evaluation"},
     "__main__": {"cli"},
 }

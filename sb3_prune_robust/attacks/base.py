@@ -90,17 +90,20 @@ class Attack(ABC):
         """
         policy = getattr(policy, "policy", policy)
         center = _check_obs(policy, obs)
-        eps, radius = self._radius_of(center.shape[1:], center.dtype)
-        flat = center.reshape(len(center), eps.size)
-        ball = BALLS[self.norm](flat, eps, radius)
-        if len(flat) and eps.any():
-            points = self._checked(self.perturb(policy, ball), flat)
+        ball = self._ball(center)
+        if len(center) and ball.eps.any():
+            points = self._checked(self.perturb(policy, ball), ball.center)
             perturbed = ball.project(points).reshape(center.shape)
         else:
             perturbed = center.copy()
         if isinstance(obs, th.Tensor):
             return th.as_tensor(perturbed, device=obs.device)
         return perturbed
+
+    def _ball(self, center: Array) -> Ball:
+        """The allowed set around checked observations ``(n, *shape)``."""
+        eps, radius = self._radius_of(center.shape[1:], center.dtype)
+        return BALLS[self.norm](center.reshape(len(center), eps.size), eps, radius)
 
     def _checked(self, points: Array, center: Array) -> Array:
         points = np.asarray(points, dtype=center.dtype)

@@ -16,7 +16,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_prune_robust.attacks.losses import CategoricalKL, Loss, Margin, NegativeValue, SquaredDifference
+from sb3_prune_robust.attacks.losses import CategoricalKL, Direction, Loss, Margin, NegativeValue, SquaredDifference
 from sb3_prune_robust.network import ActionNetwork, Network, UnsupportedNetworkError, action_network, value_network
 
 Array = npt.NDArray[Any]
@@ -245,6 +245,36 @@ def autograd_objective(policy: Any, clean: Array, objective: str | ObjectiveFunc
         return th.stack([measure(p, q).reshape(len(x), -1).sum(dim=1) for p, q in pairs]).sum(dim=0)
 
     return AutogradObjective(policy, change, flat_at_center=flat)
+
+
+def direction_objective(policy: Any, direction: Array, reader: NetworkReader) -> Objective:
+    """
+    ``direction . f(s_hat)``, ``f`` the victim's means or logits, by the analytic engine where it applies.
+
+    :param policy: the victim
+    :param direction: shape ``(n, n_outputs)``
+    :param reader: where the policy's networks come from
+    :raises UnsupportedNetworkError: if the policy is recurrent or no ``ActorCriticPolicy``
+    """
+    try:
+        network = reader.read(policy, "action")
+    except UnsupportedNetworkError:
+        _check_differentiable(policy)
+        weights = th.as_tensor(direction, device=policy.device)
+        return AutogradObjective(policy, lambda x: (weights * _outputs(policy, x)).sum(dim=1), flat_at_center=False)
+    return AnalyticObjective(network, Direction(direction.astype(network.weights[-1].dtype, copy=False)))
+
+
+def n_outputs(policy: Any) -> int:
+    """Number of means or logits of an ``ActorCriticPolicy``."""
+    _check_differentiable(policy)
+    return int(policy.action_net.out_features)
+
+
+def _outputs(policy: Any, obs: th.Tensor) -> th.Tensor:
+    """Means or logits, shape ``(n, n_outputs)``."""
+    parts: list[th.Tensor] = [getattr(one, "logits", one.mean) for one in _distributions(policy, obs)]
+    return th.cat(parts, dim=1)
 
 
 def _check_differentiable(policy: Any) -> None:

@@ -101,6 +101,20 @@ class NegativeValue(Loss):
         return -outputs[:, 0], np.full_like(outputs, -1.0)
 
 
+class Direction(Loss):
+    """
+    ``sum_i direction_i z_hat_i``: how far the output goes in a direction.
+
+    :param direction: shape ``(n, n_outputs)``
+    """
+
+    def __init__(self, direction: Array) -> None:
+        self.direction = direction
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        return (self.direction * outputs).sum(axis=1), self.direction
+
+
 def _groups(nvec: tuple[int, ...]) -> list[slice]:
     stops = np.cumsum(nvec).tolist()
     return [slice(stop - n, stop) for n, stop in zip(nvec, stops, strict=True)]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
 
+from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.attacks import AdversarialVecEnv
-from sb3_prune_robust.evaluation.actor import Actor
 
 Array = npt.NDArray[Any]
 
@@ -78,7 +78,7 @@ class Episodes:
     :param observations: for each episode the true observations as the policy would receive them, shape
         ``(length, n_inputs)``; empty unless recorded
     :param samples: for each episode what a stochastic policy drew at each step
-        (:class:`~sb3_prune_robust.evaluation.actor.Actor`), shape ``(length, n)``; empty unless recorded, or where it is not
+        (:class:`~sb3_prune_robust.actor.Actor`), shape ``(length, n)``; empty unless recorded, or where it is not
         known
     """
 

@@ -88,7 +88,7 @@ def test_actions_are_those_of_predict(env: str) -> None:
 
 
 def test_sampled_actions_follow_the_policys_distribution(cartpole_model: PPO) -> None:
-    from sb3_prune_robust.evaluation.actor import Actor
+    from sb3_prune_robust.actor import Actor
 
     observation = np.array([[0.01, 0.2, 0.02, -0.1]], np.float32)
     batch = np.repeat(observation, 20_000, axis=0)
@@ -103,7 +103,7 @@ def test_sampled_actions_follow_the_policys_distribution(cartpole_model: PPO) ->
 
 
 def test_sampled_gaussian_actions_have_the_policys_mean_and_std(countdown_policy: Any) -> None:
-    from sb3_prune_robust.evaluation.actor import Actor
+    from sb3_prune_robust.actor import Actor
 
     with th.no_grad():
         countdown_policy.log_std.fill_(-2.0)

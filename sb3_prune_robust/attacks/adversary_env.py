@@ -1,0 +1,74 @@
+"""The adversary's own decision problem as an SB3 environment: it observes the true state and is paid what the victim loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_prune_robust.actor import Actor
+
+Array = npt.NDArray[Any]
+CLIP = 5.0  # what the adversary observes is clipped to this: an outlier would saturate its network
+
+
+def features(observations: Array) -> Array:
+    """
+    What an adversary's network receives: observations as the victim would receive them, flattened and clipped.
+
+    :param observations: shape ``(n, *shape)``
+    :return: float32, shape ``(n, d)``
+    """
+    return np.clip(observations.reshape(len(observations), -1), -CLIP, CLIP).astype(np.float32, copy=False)
+
+
+class AdversaryVecEnv(VecEnvWrapper):
+    """
+    Environments in which an adversary acts (the MDP of the optimal adversary, Zhang et al. 2021).
+
+    Observation: the true observation, flattened and clipped. Action: the adversary's, which ``perturb`` turns into a perturbed
+    observation, which the victim acts on. Reward: minus the victim's. Episodes end as the victim's do.
+
+    :param venv: environments as the victim was trained in, rewards raw
+    :param policy: the victim
+    :param action_space: of the adversary
+    :param perturb: from true observations ``(n, *shape)`` and the adversary's actions ``(n, k)`` to perturbed observations
+    :param deterministic: the victim plays its mode
+    :param seed: of the victim's own noise
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        policy: Any,
+        action_space: spaces.Box,
+        perturb: Callable[[Array, Array], Array],
+        deterministic: bool,
+        seed: int,
+    ) -> None:
+        size = int(np.prod(venv.observation_space.shape or ()))
+        super().__init__(venv, spaces.Box(-CLIP, CLIP, (size,), np.float32), action_space)
+        self.perturb = perturb
+        self._act = Actor(policy, deterministic)
+        self._streams = [np.random.default_rng(seed)] * venv.num_envs
+        self._true: Array = np.zeros(0)
+
+    def reset(self) -> Array:
+        self._true = np.array(self.venv.reset())
+        return features(self._true)
+
+    def step_async(self, actions: Array) -> None:
+        perturbed = self.perturb(self._true, actions)
+        self.venv.step_async(self._act(perturbed, self._streams)[0])
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self._true = np.array(observations)
+        for i in np.flatnonzero(dones):  # what bootstraps the value at a time limit
+            infos[i] = {**infos[i], "terminal_observation": features(np.array([infos[i]["terminal_observation"]]))[0]}
+        return features(self._true), -rewards, dones, infos

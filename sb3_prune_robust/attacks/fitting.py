@@ -1,0 +1,314 @@
+"""Attacks that are learned on the victim before they can be used: budget, fitting, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
+from typing_extensions import Self
+
+from sb3_prune_robust.attacks.base import Array, Attack
+from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
+
+_SEEDS_OF_FITTING = 2**30  # evaluations count their episodes' seeds from small numbers: fitting must not see those episodes
+FORMAT = 1  # of the files
+
+
+class NotFittedError(RuntimeError):
+    """A learned attack was used before ``fit`` or ``load``: there is no attack yet."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    What fitting took.
+
+    :param steps: environment steps, those of choosing among candidates included
+    :param seconds: CPU seconds of the process
+    """
+
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """
+    What fitting may take; with both limits, whichever is reached first.
+
+    :param steps: environment steps; reproducible
+    :param seconds: CPU seconds of the process; how far one gets depends on the machine
+    :raises ValueError: if neither is given, or one is not positive
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("budget needs steps or seconds, got neither")
+        for name in ("steps", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"budget: {name}={value!r} must be positive and finite")
+
+
+class Meter:
+    """
+    How much of a budget is used.
+
+    :param budget: the budget
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._steps, self._start = 0, time.process_time()
+
+    def resume(self, before: Cost) -> None:
+        """Count what an interrupted fit had used already."""
+        self._steps += before.steps
+        self._start -= before.seconds
+
+    def add(self, steps: int) -> None:
+        """Count environment steps."""
+        self._steps += steps
+
+    @property
+    def cost(self) -> Cost:
+        """What was used so far."""
+        return Cost(self._steps, time.process_time() - self._start)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used, in [0, 1]."""
+        used = self.cost
+        pairs = ((used.steps, self.budget.steps), (used.seconds, self.budget.seconds))
+        return min(1.0, max(have / limit for have, limit in pairs if limit is not None))
+
+
+class FittedAttack(Attack):
+    """
+    An attack that is learned: ``attack.fit(model, env)`` first, then ``attack(policy, obs)`` as any other.
+
+    Whatever ``fit`` chooses (a checkpoint, a parameter) it chooses on episodes of its own, whose seeds no evaluation uses.
+    Files hold plain arrays and no code, so that a fitted attack can be shared. Arguments as in :class:`Attack`.
+
+    :ivar cost: what fitting took; ``None`` before
+    """
+
+    _classes: ClassVar[dict[str, type[FittedAttack]]] = {}
+    default_budget: ClassVar[Budget]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        FittedAttack._classes[cls.__name__] = cls
+
+    def __init__(
+        self,
+        eps: float | npt.ArrayLike,
+        norm: str = "linf",
+        mask: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        super().__init__(eps, norm, mask, seed, deterministic)
+        self.seed = seed
+        self.cost: Cost | None = None
+
+    @final
+    def fit(
+        self,
+        model: Any,
+        env: VecEnv,
+        budget: Budget | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> Self:
+        """
+        Learn to attack a victim; its weights and the statistics of a VecNormalize stay as they are.
+
+        :param model: the victim: an SB3 policy, or an algorithm that has one
+        :param env: environments as the victim was trained in, with VecNormalize where it was used; several at a time are
+            faster (8 to 32)
+        :param budget: what it may take; ``None``: the class's ``default_budget``
+        :param checkpoint: a folder in which to save as it goes; if it holds a checkpoint of this very fit (same attack, same
+            budget), it is continued. ``None``: none
+        :param on_progress: called now and then with the share of the budget that is used
+        :return: the attack itself
+        :raises ValueError: if environment and victim do not fit together, or the checkpoint is of another fit
+        """
+        policy = getattr(model, "policy", model)
+        if not isinstance(env, VecEnv):
+            raise TypeError(f"env must be a VecEnv, got {type(env).__name__}; see make_vec_env or DummyVecEnv")
+        folder = None if checkpoint is None else Path(checkpoint)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        policy.set_training_mode(False)
+        with frozen(env):
+            meter = Meter(budget or self.default_budget)
+            self._fit(policy, env, meter, folder, on_progress or _nothing)
+        self.cost = meter.cost
+        return self
+
+    @abstractmethod
+    def _fit(
+        self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: Callable[[float], object]
+    ) -> None:
+        """The learning itself; ``env`` is frozen and pays raw rewards."""
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """The keyword arguments of this class's constructor beyond those of :class:`Attack`, for JSON."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, Array]:
+        """What was learned, as arrays by name."""
+
+    @abstractmethod
+    def _restore(self, arrays: Mapping[str, Array]) -> None:
+        """Take what was learned from :meth:`_arrays`."""
+
+    def _common(self) -> dict[str, Any]:
+        """The arguments of :class:`Attack`, for JSON."""
+        mask = None if self._mask is None else self._mask.tolist()
+        common = {"eps": self._eps.tolist(), "norm": self.norm, "mask": mask}
+        return {**common, "seed": self.seed, "deterministic": self.deterministic}
+
+    def _check_fitted(self) -> None:
+        if self.cost is None:
+            raise NotFittedError(f"{type(self).__name__} was not fitted; call fit(model, env), or load a fitted one")
+
+    def _fit_seeds(self, n: int) -> list[int]:
+        """``n`` seeds for environments, from this attack's own, that no evaluation uses."""
+        rng = np.random.default_rng(self.seed)
+        return [_SEEDS_OF_FITTING + int(number) for number in rng.integers(0, 2**29, size=n)]
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write the fitted attack as one ``.npz`` file of plain arrays, whole or not at all.
+
+        :param path: the file
+        :raises NotFittedError: before :meth:`fit`
+        """
+        self._check_fitted()
+        assert self.cost is not None
+        header = {"format": FORMAT, "attack": type(self).__name__, "common": self._common(), "cost": asdict(self.cost)}
+        write_arrays(Path(path), {**header, "settings": self._settings()}, self._arrays())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """
+        Read a fitted attack. Nothing in the file is executed.
+
+        :param path: a file that :meth:`save` wrote
+        :return: the attack, of the class that saved it
+        :raises ValueError: if the file is missing or damaged, or holds another attack than ``cls``
+        """
+        header, arrays = read_arrays(Path(path))
+        found = FittedAttack._classes.get(header.get("attack", ""))
+        if found is None or header.get("format") != FORMAT:
+            raise ValueError(f"{path} is no attack that this version knows; known: {sorted(FittedAttack._classes)}")
+        if not issubclass(found, cls):
+            raise ValueError(f"{path} holds a {found.__name__}, not a {cls.__name__}")
+        attack = found(**header["common"], **header["settings"])
+        attack._restore(arrays)
+        attack.cost = Cost(**header["cost"])
+        return attack
+
+
+def _nothing(progress: float) -> None:
+    """No progress to show."""
+
+
+def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """
+    Arrays and a JSON header in one ``.npz`` file, whole or not at all.
+
+    :param path: the file
+    :param header: what JSON can hold
+    :param arrays: by name
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """
+    What :func:`write_arrays` wrote.
+
+    :param path: the file
+    :return: header and arrays
+    :raises ValueError: if the file is missing, damaged or of another kind
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header: dict[str, Any] = json.loads(str(arrays.pop("header")))
+    except Exception as error:  # whatever a broken file makes zipfile, numpy and json raise
+        raise ValueError(f"{path} is missing, damaged or not a file of a fitted attack: {error}") from error
+    return header, arrays
+
+
+@contextmanager
+def frozen(env: VecEnv) -> Iterator[None]:
+    """
+    While in use, a VecNormalize below is frozen and rewards are raw.
+
+    :param env: the environments
+    :raises ValueError: if they are attacked already
+    """
+    if unwrap_vec_wrapper(env, AdversarialVecEnv) is not None:
+        raise ValueError("env already holds an AdversarialVecEnv; an attack is fitted on the environment below it")
+    normalizer = unwrap_vec_normalize(env)
+    settings = None if normalizer is None else (normalizer.training, normalizer.norm_reward)
+    try:
+        if normalizer is not None:
+            normalizer.training = normalizer.norm_reward = False
+        yield
+    finally:
+        if normalizer is not None and settings is not None:
+            normalizer.training, normalizer.norm_reward = settings
+
+
+def attacked_returns(
+    attack: Attack, policy: Any, env: VecEnv, n_episodes: int, *, deterministic: bool, seed: int, meter: Meter | None = None
+) -> Array:
+    """
+    Raw returns of a few episodes under an attack, for choosing among candidates while fitting.
+
+    :param attack: the candidate
+    :param policy: the victim
+    :param env: environments, frozen
+    :param n_episodes: how many
+    :param deterministic: the victim plays its mode
+    :param seed: of the environments
+    :param meter: counts the steps
+    :return: returns, shape ``(n_episodes,)``
+    """
+    env.seed(seed)
+    attacked = AdversarialVecEnv(env, policy, attack)
+    returns, lengths = evaluate_policy(
+        policy, attacked, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
+    )
+    if meter is not None:
+        meter.add(int(np.sum(lengths)))
+    return np.array(returns)

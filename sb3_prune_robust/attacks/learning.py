@@ -1,0 +1,206 @@
+"""How an adversary learns: an SB3 algorithm on the adversary's environment, within a budget, saved as it goes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from sb3_contrib import TQC, TRPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
+
+from sb3_prune_robust.attacks.director import Array, Director
+from sb3_prune_robust.attacks.fitting import Cost, Meter, read_arrays, write_arrays
+
+#: SB3 algorithms that can learn an adversary, by name.
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "sac": SAC, "td3": TD3, "tqc": TQC}
+GAMMA = 0.99
+LEARNING_RATE = 3e-4
+LEARNING_SHARE = 0.92  # of the budget; what is left chooses among the last directors
+CANDIDATES = (0.8, 0.9)  # at these shares of learning, and at its end, a director is kept as a candidate
+CURRICULUM_END = 0.6  # share of learning after which the adversary has eps, and no more
+SAVE_EVERY = 0.1  # of the budget
+_FOREVER = 10**12  # steps; the meter ends learning
+
+
+def is_off_policy(algorithm: str) -> bool:
+    """Whether an algorithm of :data:`ALGORITHMS` squashes its actions and keeps a replay buffer."""
+    return issubclass(ALGORITHMS[algorithm], OffPolicyAlgorithm)
+
+
+def defaults(algorithm: str, n_envs: int) -> dict[str, Any]:
+    """
+    Arguments of an algorithm for learning an adversary, the same for every victim.
+
+    :param algorithm: a key of :data:`ALGORITHMS`
+    :param n_envs: number of environments
+    """
+    if algorithm == "ppo":
+        network = dict(activation_fn=nn.Tanh, net_arch=[64, 64])
+        steps = max(32, 4096 // n_envs)
+        return dict(
+            n_steps=steps,
+            batch_size=min(512, steps * n_envs),
+            n_epochs=10,
+            target_kl=0.033,
+            gamma=GAMMA,
+            policy_kwargs=network,
+        )
+    if is_off_policy(algorithm):
+        return dict(buffer_size=300_000, learning_starts=2000, train_freq=1, gradient_steps=1, gamma=GAMMA)
+    return dict(gamma=GAMMA)
+
+
+@dataclass
+class Learner:
+    """
+    Learning an adversary.
+
+    :param algorithm: a key of :data:`ALGORITHMS`
+    :param settings: arguments of the algorithm over :func:`defaults`
+    :param env: the adversary's environment
+    :param meter: the budget
+    :param set_scale: called with the multiple of ``eps`` that the adversary has now
+    :param curriculum: the multiple at the start
+    :param seed: of the algorithm
+    :param checkpoint: a folder, or ``None``
+    :param identity: what a checkpoint must agree with
+    :param on_progress: called with the share of the budget that is used
+    """
+
+    algorithm: str
+    settings: Mapping[str, Any]
+    env: VecEnv
+    meter: Meter
+    set_scale: Callable[[float], None]
+    curriculum: float
+    seed: int
+    checkpoint: Path | None
+    identity: Mapping[str, Any]
+    on_progress: Callable[[float], object]
+
+    def __post_init__(self) -> None:
+        self.kept: dict[float, Director] = {}
+        self.normalized = VecNormalize(self.env, norm_obs=False, gamma=GAMMA)
+
+    @property
+    def progress(self) -> float:
+        """Share of learning that is done."""
+        return min(1.0, self.meter.progress / LEARNING_SHARE)
+
+    def run(self) -> list[Director]:
+        """
+        Learn until the budget's share is used.
+
+        :return: the candidates: the director at each of :data:`CANDIDATES` and at the end
+        """
+        model = self._load() or self._new()
+        if self.progress < 1:
+            with th.random.fork_rng(devices=[]):
+                model.learn(_FOREVER, callback=_Watch(self), reset_num_timesteps=False)
+            self.kept[1.0] = Director.read(model.policy)
+            self.save(model)
+        return list(self.kept.values())
+
+    def _new(self) -> BaseAlgorithm:
+        settings = {**defaults(self.algorithm, self.env.num_envs), **self.settings, "learning_rate": self._learning_rate()}
+        with th.random.fork_rng(devices=[]):
+            return ALGORITHMS[self.algorithm]("MlpPolicy", self.normalized, seed=self.seed, device="cpu", **settings)
+
+    def _learning_rate(self) -> Any:
+        rate = self.settings.get("learning_rate", LEARNING_RATE)
+        return rate if is_off_policy(self.algorithm) or callable(rate) else _Decay(rate, self)
+
+    def save(self, model: BaseAlgorithm) -> None:
+        """Write the checkpoint, if there is a folder for it."""
+        if self.checkpoint is None:
+            return
+        buffers = {"model": _saved(lambda file: model.save(file, exclude=["learning_rate", "lr_schedule"]))}
+        if isinstance(model, OffPolicyAlgorithm):
+            buffers["replay"] = _saved(model.save_replay_buffer)
+        rms = self.normalized.ret_rms
+        arrays = {**buffers, "returns": np.array([rms.mean, rms.var, rms.count], np.float64)}
+        for share, director in self.kept.items():
+            arrays |= {f"{share}/{name}": array for name, array in director.arrays().items()}
+        header = {"identity": self.identity, "cost": asdict(self.meter.cost), "kept": list(self.kept)}
+        write_arrays(self._file(), header, arrays)
+
+    def _load(self) -> BaseAlgorithm | None:
+        if self.checkpoint is None or not self._file().exists():
+            return None
+        header, arrays = read_arrays(self._file())
+        if header["identity"] != dict(self.identity):
+            raise ValueError(
+                f"checkpoint {self._file()} is of another fit (other victim, settings or budget); use another folder"
+            )
+        self.meter.resume(Cost(**header["cost"]))
+        rms = self.normalized.ret_rms
+        rms.mean, rms.var, rms.count = arrays["returns"]
+        for share in header["kept"]:
+            prefix = f"{share}/"
+            self.kept[share] = Director.of({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        model = ALGORITHMS[self.algorithm].load(_opened(arrays["model"]), env=self.normalized, device="cpu")
+        if isinstance(model, OffPolicyAlgorithm):
+            model.load_replay_buffer(_opened(arrays["replay"]))
+        model.learning_rate = self._learning_rate()
+        model._setup_lr_schedule()
+        return model
+
+    def _file(self) -> Path:
+        assert self.checkpoint is not None
+        return self.checkpoint / "checkpoint.npz"
+
+
+class _Decay:
+    """A learning rate that falls to 0 with the budget: SB3's own progress knows steps only."""
+
+    def __init__(self, rate: float, learner: Learner) -> None:
+        self.rate, self.learner = rate, learner
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.rate * (1.0 - self.learner.progress)
+
+
+class _Watch(BaseCallback):
+    """Counts steps, lowers the curriculum, keeps candidates, saves, and ends learning."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        self.saved = learner.meter.progress
+
+    def _on_step(self) -> bool:
+        learner = self.learner
+        learner.meter.add(self.training_env.num_envs)
+        done = learner.progress
+        learner.set_scale(1.0 + (learner.curriculum - 1.0) * max(0.0, 1.0 - done / CURRICULUM_END))
+        for share in CANDIDATES:
+            if share <= done < 1.0 and share not in learner.kept:
+                learner.kept[share] = Director.read(self.model.policy)
+        return done < 1.0
+
+    def _on_rollout_start(self) -> None:
+        used = self.learner.meter.progress
+        self.learner.on_progress(used)
+        if used >= self.saved + SAVE_EVERY:
+            self.saved = used
+            self.learner.save(self.model)
+
+
+def _saved(save: Callable[[io.BytesIO], None]) -> Array:
+    file = io.BytesIO()
+    save(file)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _opened(array: Array) -> io.BytesIO:
+    return io.BytesIO(array.tobytes())

@@ -22,12 +22,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_prune_robust.attacks import MAD, AdversarialVecEnv
+from sb3_prune_robust.attacks import MAD, PAAD, SARL, AdversarialVecEnv, Attack, Budget
 
 EPS, STEPS = 0.075, 10
 BLOCK = 50  # calls timed together
 SPEEDUP_TARGETS = {1: 10.0, 8: 10.0, 32: 8.0, 128: 5.0}
 SLOWDOWN_TARGETS = {1: 1.8, 8: 1.5, 32: 1.2}
+LEARNED_TARGET = 1.3
+TINY = 1e-5  # eps so small that attacked and clean evaluation play the same episodes: else falls and resets would be timed
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 
 
@@ -93,23 +95,34 @@ def play(model: PPO, venv: VecEnv, steps: int) -> None:
         obs, _, _, _ = venv.step(actions)
 
 
+def slowdown(model: PPO, attack: Attack, n: int, target: float) -> dict[str, float]:
+    """Attacked against clean evaluation; the attack's eps is ``TINY``, so that both play the same episodes."""
+    clean, attacked = environment(n), AdversarialVecEnv(environment(n), model, attack)
+    steps = 200 if n == 1 else 50
+    slow, fast = interleaved(lambda: play(model, attacked, steps), lambda: play(model, clean, steps), 31)
+    assert attacked.mean_perturbation > 0.5 * TINY, "no attack took place"
+    print(f"  {n:4d} envs: {slow / steps * 1e6:7.0f} / {fast / steps * 1e6:6.0f} = {slow / fast:5.2f}   (target {target})")
+    return dict(n_envs=n, attacked_us=slow / steps * 1e6, clean_us=fast / steps * 1e6, ratio=slow / fast, target=target)
+
+
 def evaluation_time(model: PPO) -> list[dict[str, float]]:
-    rows = []
     print(f"Hopper-v5, attacked (MAD, {STEPS} steps) / clean evaluation, microseconds a step of all environments")
-    for n, target in SLOWDOWN_TARGETS.items():
-        clean = environment(n)
-        # So small that both play the same episodes: otherwise the ratio would be that of different falls and resets.
-        tiny = 1e-5
-        attack = MAD(tiny, seed=0, deterministic=True, steps=STEPS, restarts=1)
-        attacked = AdversarialVecEnv(environment(n), model, attack)
-        steps = 200 if n == 1 else 50
-        slow, fast = interleaved(lambda v=attacked, k=steps: play(model, v, k), lambda v=clean, k=steps: play(model, v, k), 31)
-        assert attacked.mean_perturbation > 0.5 * tiny, "no attack took place"
-        rows.append(
-            dict(n_envs=n, attacked_us=slow / steps * 1e6, clean_us=fast / steps * 1e6, ratio=slow / fast, target=target)
-        )
-        print(f"  {n:4d} envs: {slow / steps * 1e6:7.0f} / {fast / steps * 1e6:6.0f} = {slow / fast:5.2f}   (target {target})")
-    return rows
+    attack = MAD(TINY, seed=0, deterministic=True, steps=STEPS, restarts=1)
+    return [slowdown(model, attack, n, target) for n, target in SLOWDOWN_TARGETS.items()]
+
+
+def learned_time(model: PPO) -> dict[str, dict[str, float]]:
+    """Attacks that were learned, for a moment: how well plays no part."""
+    results = {}
+    for name, attack in {
+        "sa-rl": SARL(TINY, seed=0, deterministic=True),
+        "pa-ad": PAAD(TINY, seed=0, deterministic=True),
+        "pa-ad-search": PAAD(TINY, seed=0, deterministic=True, search=0.3),
+    }.items():
+        attack.fit(model, environment(8), Budget(steps=8192))
+        print(f"Hopper-v5, attacked ({name}) / clean evaluation, microseconds a step of all environments")
+        results[name] = slowdown(model, attack, 8, LEARNED_TARGET)
+    return results
 
 
 def main() -> None:
@@ -120,6 +133,7 @@ def main() -> None:
         "versions": {m.__name__: m.__version__ for m in (np, th, sb3, gym)} | {"python": platform.python_version()},
         "attack_speed": attack_speed(model),
         "evaluation_time": evaluation_time(model),
+        "learned_time": learned_time(model),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

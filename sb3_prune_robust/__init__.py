@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 from sb3_prune_robust.attacks import AdversarialVecEnv
 from sb3_prune_robust.certificates import certify
-from sb3_prune_robust.evaluation.frontier import worst_case
 from sb3_prune_robust.evaluation.return_certificate import certify_return
+from sb3_prune_robust.evaluation.worst_case import worst_case
 from sb3_prune_robust.policies import LipschitzCategoricalPolicy, LipschitzGaussianPolicy
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 

@@ -7,22 +7,28 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch as th
 from tqdm import tqdm
 
-from sb3_prune_robust.attacks import ATTACKS
+from sb3_prune_robust.attacks import ATTACKS, SUITES, Budget
 from sb3_prune_robust.certificates import RewardRange, clipped_rewards, reward_range
 from sb3_prune_robust.evaluation.audit import Subject, audit, common_gamma, horizon_of, load_subjects, write_report
+from sb3_prune_robust.evaluation.bars import bars
+from sb3_prune_robust.evaluation.cells import fitting_total, n_rollouts
 from sb3_prune_robust.evaluation.demo import END, FINAL_SPARSITY, RECIPES, START, train_demo
-from sb3_prune_robust.evaluation.frontier import MODES, NORMS, Settings, n_rollouts
 from sb3_prune_robust.evaluation.loading import ALGORITHMS, make_single
+from sb3_prune_robust.evaluation.markdown import SEVERAL
 from sb3_prune_robust.evaluation.report import prepare_folder
 from sb3_prune_robust.evaluation.rollouts import NoAttackError
+from sb3_prune_robust.evaluation.settings import MODES, NORMS, Settings
+from sb3_prune_robust.evaluation.store import Store
 from sb3_prune_robust.pruning.distributions import DISTRIBUTIONS
 
 PROGRAM = "sb3-prune-robust"
+PROGRESS = "progress"  # folder below --out
 MAX_ENVS = 32  # a larger batch hardly speeds up the policy any more
 
 DESCRIPTION = "How pruning a Stable-Baselines3 agent changes its return, its return under attack, and what can be certified."
@@ -32,6 +38,8 @@ examples:
       train a small agent, prune it as it trains, attack and certify it, and write a report to ./demo-report (4 minutes)
   {PROGRAM} audit model.zip --env Hopper-v5 --vec-normalize vecnormalize.pkl --eps 0.05
       audit your own PPO, A2C or TRPO agent
+  {PROGRAM} audit model.zip --env Hopper-v5 --vec-normalize vecnormalize.pkl --eps 0.05 --attacks strong --attack-seconds 60
+      under attacks that learn to attack your agent; stop it whenever you like: the same command continues
   {PROGRAM} audit seed0.zip seed1.zip seed2.zip --env CartPole-v1 --eps 0.1 --sparsities 0,0.5,0.9 --out audit-report
       the same agent trained with three seeds: intervals are then over seeds
 """
@@ -39,7 +47,10 @@ AUDIT_HELP = """
 What happens: copies of each model are pruned to each sparsity, with no retraining, and play the same fixed episodes clean and
 under each attack; the total variation of the action distribution is certified at the states visited. Your files are only read.
 Written to --out: report.md (start here), frontier.png, certified.png (where a return is certified), report.json (the whole
-record).
+record). What is finished on the way is kept in --out/progress: an audit that was stopped or killed is continued by the same
+command, and nothing finished is done again, by later audits into the same folder neither. It may be deleted.
+Attacks: some are learned on your agent (--attacks strong), anew for each model, sparsity and mode, on other episodes than
+those reported. "Worst" is the lowest mean return over the attacks; with several models, for each model by itself.
 Choosing eps: it is in units of what the network receives. With VecNormalize 0.05 to 0.15 are usual for MuJoCo tasks.
 """
 
@@ -79,6 +90,23 @@ def _radii(text: str) -> tuple[float, ...]:
     return radii
 
 
+def _positive(text: str) -> float:
+    numbers = _floats(text)
+    if len(numbers) != 1 or not 0 < numbers[0] < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number is needed, got {text!r}")
+    return numbers[0]
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got {text!r}")
+    return int(text)
+
+
+def _suites() -> str:
+    return "; ".join(f"'{name}', which stands for {', '.join(attacks)}" for name, attacks in SUITES.items())
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
@@ -103,7 +131,12 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     add("--eps", type=float, required=True, metavar="E", help="radius of the attack, in units of what the network receives")
     add("--norm", choices=NORMS, default="linf", help="norm of the attack's ball (default: %(default)s)")
     default = "random,fgsm,mad,critic"
-    add("--attacks", type=_names, default=_names(default), metavar="A,B", help=f"of {', '.join(ATTACKS)} (default: {default})")
+    text = f"of {', '.join(ATTACKS)} (with #2 behind it: another seed), and {_suites()} (default: {default})"
+    add("--attacks", type=_names, default=_names(default), metavar="A,B", help=text)
+    text = "CPU seconds that each attack may learn for each model, sparsity and mode (default: its own, some minutes)"
+    add("--attack-seconds", type=_positive, metavar="S", help=text)
+    text = "the same in environment steps, which is reproducible; with both, whichever is reached first"
+    add("--attack-steps", type=_positive_int, metavar="N", help=text)
     levels = "0,0.3,0.5,0.7,0.8,0.9,0.95"
     add(
         "--sparsities", type=_numbers, default=_numbers(levels), metavar="S,S", help=f"in [0, 1); 0 always (default: {levels})"
@@ -166,8 +199,14 @@ def _rewards(args: argparse.Namespace) -> RewardRange:
     return clipped_rewards(*args.clip_rewards)
 
 
+def _attack_budget(args: argparse.Namespace) -> Budget | None:
+    if args.attack_steps is None and args.attack_seconds is None:
+        return None
+    return Budget(args.attack_steps, args.attack_seconds)
+
+
 def _audit(args: argparse.Namespace, command: str) -> None:
-    settings = dict(
+    settings: dict[str, Any] = dict(
         eps=args.eps,
         norm=args.norm,
         attacks=args.attacks,
@@ -178,6 +217,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         rewards=_rewards(args),
         eps_grid=args.eps_grid,
         smoothing_std=args.smoothing_std,
+        attack_budget=_attack_budget(args),
     )
     Settings(**settings)  # what is wrong is said before anything is loaded
     n_envs = min(args.episodes, MAX_ENVS) if args.n_envs is None else args.n_envs
@@ -191,7 +231,16 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         "Copies were pruned by magnitude after the fact, without retraining: hidden layers of the actor, zeros shared over "
         f"layers by '{args.distribution}'. Sparsity is that of the pruned layers."
     )
-    _run("audit", subjects, Settings(**settings), args.env, command, {"description": description, **pruning}, folder)
+    _run(
+        "audit",
+        subjects,
+        Settings(**settings),
+        args.env,
+        command,
+        {"description": description, **pruning},
+        folder,
+        Store(folder / PROGRESS),
+    )
 
 
 def _demo(args: argparse.Namespace, command: str) -> None:
@@ -215,35 +264,46 @@ def _demo(args: argparse.Namespace, command: str) -> None:
 
 
 def _run(
-    kind: str, subjects: list[Subject], settings: Settings, env: str, command: str, pruning: dict[str, Any], folder: Any
+    kind: str,
+    subjects: list[Subject],
+    settings: Settings,
+    env: str,
+    command: str,
+    pruning: dict[str, Any],
+    folder: Path,
+    store: Store | None = None,
 ) -> None:
-    total = n_rollouts([subject.agent for subject in subjects], settings)
-    with tqdm(total=total, desc="episodes", unit="ep", disable=None) as bar:
-        record = audit(subjects, settings, env, command, pruning, on_episode=lambda: _advance(bar), kind=kind)
+    agents = [subject.agent for subject in subjects]
+    with bars(n_rollouts(agents, settings), fitting_total(agents, settings)) as watch:
+        record = audit(subjects, settings, env, command, pruning, watch=watch, kind=kind, store=store)
     names = write_report(folder, record)
     print(_summary(record))
     print(f"Written to {folder}: {', '.join(names)}")
 
 
-def _advance(bar: Any) -> None:
-    bar.update()
-
-
 def _summary(record: dict[str, Any]) -> str:
     mode = record["settings"]["modes"][0]
     lines = [f"{record['settings']['env']}, eps {record['settings']['eps']:g}, {mode} actions"]
-    header = f"{'sparsity':>8} {'clean':>10} {'worst':>10} {'(attack)':>10} {'certified TV':>13} {'eps for half':>13}"
+    names = [str(point["worst"]["attack"] or SEVERAL) for point in record["modes"][mode]["points"]]
+    width = max(10, *map(len, names))
+    header = f"{'sparsity':>8} {'clean':>10} {'worst':>10} {'(attack)':>{width}} {'certified TV':>13} {'eps for half':>13}"
     lines.append(header)
-    for point in record["modes"][mode]["points"]:
+    for point, name in zip(record["modes"][mode]["points"], names, strict=True):
         certificate = point["certificate"] or {}
         tv, half = certificate.get("tv"), certificate.get("certified_return", {}).get("half", {}).get("eps")
         shown = "-" if tv is None else f"{tv['mean']:.4f}"
         radius = "-" if half is None else f"{half:.2g}"
         clean, worst = point["clean"]["mean"], point["worst"]
-        cells = f"{clean:>10.1f} {worst['mean']:>10.1f} {worst['attack']:>10} {shown:>13} {radius:>13}"
+        cells = f"{clean:>10.1f} {worst['mean']:>10.1f} {name:>{width}} {shown:>13} {radius:>13}"
         lines.append(f"{point['sparsity']:>8.2f} {cells}")
     lines.append("eps for half: the largest tried at which half of the clean return is certified (-: not certified)")
     return "\n".join(lines)
+
+
+def _continue(args: argparse.Namespace) -> str:
+    if args.command != "audit":
+        return ""
+    return f"; what was finished is kept in {Path(args.out) / PROGRESS}: run the same command again to continue"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,6 +322,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM} {args.command}: interrupted; no report was written", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: interrupted; no report was written{_continue(args)}", file=sys.stderr)
         return 130
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,9 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_prune_robust.attacks import FittedAttack
 from sb3_prune_robust.cli import main
+from sb3_prune_robust.evaluation import held_out
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 Files = dict[str, Path]
@@ -65,7 +68,8 @@ def audited(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_audit_writes_whole_files(audited: Path) -> None:
-    assert sorted(path.name for path in audited.iterdir()) == ["certified.png", "frontier.png", "report.json", "report.md"]
+    names = ["certified.png", "frontier.png", "progress", "report.json", "report.md"]
+    assert sorted(path.name for path in audited.iterdir()) == names
     assert all((audited / name).read_bytes().startswith(b"\x89PNG") for name in ("frontier.png", "certified.png"))
     page = (audited / "report.md").read_text()
     for phrase in (
@@ -113,7 +117,7 @@ def test_every_field_of_the_report_is_documented_and_the_other_way_round(audited
 
 def test_the_record_holds_what_was_played(audited: Path) -> None:
     record = strict(audited / "report.json")
-    assert record["schema_version"] == 1 and len(record["models"]) == 2
+    assert record["schema_version"] == 2 and len(record["models"]) == 2
     assert len(record["models"][0]["eps_raw"]) == 4 and len(record["models"][0]["sha256"]) == 64
     points = record["modes"]["stochastic"]["points"]
     assert [point["sparsity"] for point in points] == [0.0, 0.5, 0.9]
@@ -121,6 +125,8 @@ def test_the_record_holds_what_was_played(audited: Path) -> None:
         assert np.shape(point["clean"]["episodes"]["returns"]) == (2, 5)
         assert point["clean"]["mean"] == pytest.approx(np.mean(point["clean"]["episodes"]["returns"]))
         assert point["attacks"]["mad"]["perturbed"] > 0.99
+        for at in point["certificate"]["certified_return"]["curve"]:
+            assert len(at["attack_by_agent"]) == len(point["worst"]["by_agent"]) == 2
         assert point["certificate"]["agents"][1]["attack_loss"]["bound"] > 0
 
 
@@ -161,6 +167,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "episodes": (["--episodes", "0"], "episodes must be at least 1, got 0"),
     "n-envs": (["--n-envs", "0"], "n_envs must be at least 1, got 0"),
     "gamma": (["--gamma", "2"], "gamma must lie in"),
+    "attack-seconds": (["--attack-seconds", "0"], "--attack-seconds: a positive number is needed, got '0'"),
+    "attack-steps": (["--attack-steps", "1.5"], "--attack-steps: a positive whole number is needed, got '1.5'"),
+    "seeds of fitting": (["--seed", str(2**30)], "seed must be at least 0, and seed . episodes at most 2"),
     "algo": (["--algo", "ppo2"], "--algo: invalid choice: 'ppo2'.*ppo"),
     "out": (["--out", "{text.zip}"], "out .*text.zip exists and is not a folder"),
 }
@@ -244,7 +253,71 @@ def test_interrupting_says_so_in_one_line_and_leaves_nothing(files: Files, tmp_p
     )
     code, error = interrupt_when(out.exists, process)
     assert code == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
+    assert f"kept in {out / 'progress'}: run the same command again to continue" in error
     assert list(out.iterdir()) == []
+
+
+class Counted:
+    """What a run in this process did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rollouts, self.fits, self.certificates = 0, 0, 0
+        frontier: Any = importlib.import_module("sb3_prune_robust.evaluation.frontier")
+        rollout, fit, certify = held_out.rollout, FittedAttack.fit, frontier.certified_record
+
+        def rollout_counted(*args: Any, **kwargs: Any) -> Any:
+            self.rollouts += 1
+            return rollout(*args, **kwargs)
+
+        def fit_counted(*args: Any, **kwargs: Any) -> Any:
+            self.fits += 1
+            return fit(*args, **kwargs)
+
+        def certified_counted(*args: Any, **kwargs: Any) -> Any:
+            self.certificates += 1
+            return certify(*args, **kwargs)
+
+        monkeypatch.setattr(frontier, "certified_record", certified_counted)
+        monkeypatch.setattr(held_out, "rollout", rollout_counted)
+        monkeypatch.setattr(FittedAttack, "fit", fit_counted)
+
+
+def without_times(record: Any) -> Any:
+    """A record's numbers but for CPU seconds."""
+    for mode in record["modes"].values():
+        for point in mode["points"]:
+            for cell in point["attacks"].values():
+                for cost in cell["cost"] or []:
+                    del cost["seconds"]
+    return record["modes"]
+
+
+LEARNED = ["--attacks", "random,pa-ad", "--attack-steps", "500", "--sparsities", "0.5", "--episodes", "4"]
+
+
+def test_a_killed_audit_is_continued_and_nothing_finished_is_done_again(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = audit_arguments(files, tmp_path / "killed", "a.zip", LEARNED)
+    process = subprocess.Popen([sys.executable, "-m", "sb3_prune_robust", *arguments], env=ENVIRONMENT)
+    progress = tmp_path / "killed" / "progress"
+    while len(list(progress.glob("attack-*.npz"))) < 3:  # in the second mode
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "report.json").exists()
+    finished = {kind: len(list(progress.glob(f"{kind}-*.npz"))) for kind in ("episodes", "attack", "record")}
+
+    counted, did = Counted(monkeypatch), []
+    for run_arguments in (audit_arguments(files, tmp_path / "whole", "a.zip", LEARNED), arguments, arguments):
+        counted.rollouts = counted.fits = counted.certificates = 0
+        assert main(run_arguments) == 0
+        did.append((counted.rollouts, counted.fits, counted.certificates))
+    assert did[0] == (2 * 2 * 3 + 2 * 4, 4, 2)  # modes, sparsities, clean and two attacks; further radii
+    assert did[1] == tuple(n - finished[kind] for n, kind in zip(did[0], finished, strict=True)) and did[2] == (0, 0, 0)
+    records = [without_times(strict(tmp_path / name / "report.json")) for name in ("killed", "whole")]
+    assert records[0] == records[1]
 
 
 def test_demo_trains_prunes_and_reports(tmp_path: Path) -> None:

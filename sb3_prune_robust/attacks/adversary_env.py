@@ -37,7 +37,8 @@ class AdversaryVecEnv(VecEnvWrapper):
     :param venv: environments as the victim was trained in, rewards raw
     :param policy: the victim
     :param action_space: of the adversary
-    :param perturb: from true observations ``(n, *shape)`` and the adversary's actions ``(n, k)`` to perturbed observations
+    :param perturb: from true observations ``(n, *shape)``, the adversary's actions ``(n, k)`` and the multiple of ``eps`` that
+        it has (:attr:`scale`, for a curriculum) to perturbed observations
     :param deterministic: the victim plays its mode
     :param seed: of the victim's own noise
     """
@@ -47,28 +48,29 @@ class AdversaryVecEnv(VecEnvWrapper):
         venv: VecEnv,
         policy: Any,
         action_space: spaces.Box,
-        perturb: Callable[[Array, Array], Array],
+        perturb: Callable[[Array, Array, float], Array],
         deterministic: bool,
         seed: int,
     ) -> None:
         size = int(np.prod(venv.observation_space.shape or ()))
         super().__init__(venv, spaces.Box(-CLIP, CLIP, (size,), np.float32), action_space)
         self.perturb = perturb
+        self.scale = 1.0
         self._act = Actor(policy, deterministic)
         self._streams = [np.random.default_rng(seed)] * venv.num_envs
-        self._true: Array = np.zeros(0)
+        self.true: Array = np.zeros(0)
 
     def reset(self) -> Array:
-        self._true = np.array(self.venv.reset())
-        return features(self._true)
+        self.true = np.array(self.venv.reset())
+        return features(self.true)
 
     def step_async(self, actions: Array) -> None:
-        perturbed = self.perturb(self._true, actions)
+        perturbed = self.perturb(self.true, actions, self.scale)
         self.venv.step_async(self._act(perturbed, self._streams)[0])
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
-        self._true = np.array(observations)
+        self.true = np.array(observations)
         for i in np.flatnonzero(dones):  # what bootstraps the value at a time limit
             infos[i] = {**infos[i], "terminal_observation": features(np.array([infos[i]["terminal_observation"]]))[0]}
-        return features(self._true), -rewards, dones, infos
+        return features(self.true), -rewards, dones, infos

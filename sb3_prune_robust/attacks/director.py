@@ -40,6 +40,12 @@ class Director:
         return self.bound * np.tanh(outputs) if self.squash else np.clip(outputs, -self.bound, self.bound)
 
     @classmethod
+    def still(cls, n_inputs: int, n_actions: int) -> Director:
+        """The director whose action is always 0."""
+        network = Network((np.zeros((n_actions, n_inputs), np.float32),), (np.zeros(n_actions, np.float32),), ())
+        return cls(network, 1.0, squash=False)
+
+    @classmethod
     def read(cls, policy: Any) -> Director:
         """
         A copy of the actor of an SB3 policy.

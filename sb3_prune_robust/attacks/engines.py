@@ -265,6 +265,25 @@ def direction_objective(policy: Any, direction: Array, reader: NetworkReader) ->
     return AnalyticObjective(network, Direction(direction.astype(network.weights[-1].dtype, copy=False)))
 
 
+def policy_outputs(policy: Any, points: Array, reader: NetworkReader) -> Array:
+    """
+    Means or logits at observations, by the analytic engine where it applies.
+
+    :param policy: an ``ActorCriticPolicy``
+    :param points: observations, shape ``(n, d)``
+    :param reader: where the policy's networks come from
+    :return: shape ``(n, n_outputs)``
+    """
+    try:
+        network = reader.read(policy, "action")
+    except UnsupportedNetworkError:
+        _check_differentiable(policy)
+        with th.no_grad(), _Evaluating(policy):
+            result: Array = _outputs(policy, to_tensor(policy, points)).cpu().numpy()
+        return result
+    return network(points.astype(network.weights[-1].dtype, copy=False))
+
+
 def n_outputs(policy: Any) -> int:
     """Number of means or logits of an ``ActorCriticPolicy``."""
     _check_differentiable(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -14,12 +15,14 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
+import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
 from typing_extensions import Self
 
 from sb3_prune_robust.attacks.base import Array, Attack
 from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
+from sb3_prune_robust.network import UnsupportedNetworkError
 
 _SEEDS_OF_FITTING = 2**30  # evaluations count their episodes' seeds from small numbers: fitting must not see those episodes
 FORMAT = 1  # of the files
@@ -76,9 +79,8 @@ class Meter:
         self._steps, self._start = 0, time.process_time()
 
     def resume(self, before: Cost) -> None:
-        """Count what an interrupted fit had used already."""
-        self._steps += before.steps
-        self._start -= before.seconds
+        """Go on from what an interrupted fit had used."""
+        self._steps, self._start = before.steps, time.process_time() - before.seconds
 
     def add(self, steps: int) -> None:
         """Count environment steps."""
@@ -95,6 +97,43 @@ class Meter:
         used = self.cost
         pairs = ((used.steps, self.budget.steps), (used.seconds, self.budget.seconds))
         return min(1.0, max(have / limit for have, limit in pairs if limit is not None))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """
+    A fit under way.
+
+    :param meter: what it may use
+    :param folder: where it saves as it goes; ``None``: nowhere
+    :param identity: what tells it from other fits: a checkpoint must agree with it
+    :param on_progress: called with the share of the budget that is used
+    """
+
+    meter: Meter
+    folder: Path | None
+    identity: Mapping[str, Any]
+    on_progress: Callable[[float], object]
+
+    def save(self, name: str, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        """Write a checkpoint, if there is a folder for it."""
+        if self.folder is not None:
+            whole = {**header, "identity": dict(self.identity), "cost": asdict(self.meter.cost)}
+            write_arrays(self.folder / f"{name}.npz", whole, arrays)
+
+    def load(self, name: str) -> tuple[dict[str, Any], dict[str, Array]] | None:
+        """
+        The checkpoint of this name, the meter set to what had been used; ``None`` if there is none.
+
+        :raises ValueError: if it is damaged, or of another fit
+        """
+        if self.folder is None or not (path := self.folder / f"{name}.npz").exists():
+            return None
+        header, arrays = read_arrays(path)
+        if header.get("identity") != dict(self.identity):
+            raise ValueError(f"checkpoint {path} is of another fit (other victim, settings or budget); use another folder")
+        self.meter.resume(Cost(**header["cost"]))
+        return header, arrays
 
 
 class FittedAttack(Attack):
@@ -148,15 +187,19 @@ class FittedAttack(Attack):
         :param on_progress: called now and then with the share of the budget that is used
         :return: the attack itself
         :raises ValueError: if environment and victim do not fit together, or the checkpoint is of another fit
+        :raises UnsupportedNetworkError: if the victim is recurrent
         """
         policy = getattr(model, "policy", model)
         if not isinstance(env, VecEnv):
             raise TypeError(f"env must be a VecEnv, got {type(env).__name__}; see make_vec_env or DummyVecEnv")
+        if hasattr(policy, "lstm_actor"):
+            raise UnsupportedNetworkError(f"{type(policy).__name__} has a memory; attacks are fitted on victims without one")
         folder = None if checkpoint is None else Path(checkpoint)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         policy.set_training_mode(False)
         with frozen(env):
+            AdversarialVecEnv(env, model, self)  # refuses what does not fit together
             meter = Meter(budget or self.default_budget)
             self._fit(policy, env, meter, folder, on_progress or _nothing)
         self.cost = meter.cost
@@ -179,6 +222,18 @@ class FittedAttack(Attack):
     @abstractmethod
     def _restore(self, arrays: Mapping[str, Array]) -> None:
         """Take what was learned from :meth:`_arrays`."""
+
+    def _identity(self, policy: Any, env: VecEnv, meter: Meter) -> dict[str, Any]:
+        """What tells one fit from another, as JSON gives it back."""
+        parts = [tensor.detach().cpu().numpy() for tensor in policy.state_dict().values()]
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None and normalizer.norm_obs:
+            statistics: Any = normalizer.obs_rms
+            parts += [statistics.mean, statistics.var]
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in parts))
+        fit = {"attack": type(self).__name__, "victim": digest.hexdigest(), "budget": asdict(meter.budget)}
+        identity: dict[str, Any] = json.loads(json.dumps({**fit, **self._common(), **self._settings()}))
+        return identity
 
     def _common(self) -> dict[str, Any]:
         """The arguments of :class:`Attack`, for JSON."""
@@ -222,9 +277,12 @@ class FittedAttack(Attack):
             raise ValueError(f"{path} is no attack that this version knows; known: {sorted(FittedAttack._classes)}")
         if not issubclass(found, cls):
             raise ValueError(f"{path} holds a {found.__name__}, not a {cls.__name__}")
-        attack = found(**header["common"], **header["settings"])
-        attack._restore(arrays)
-        attack.cost = Cost(**header["cost"])
+        try:
+            attack = found(**header["common"], **header["settings"])
+            attack._restore(arrays)
+            attack.cost = Cost(**header["cost"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error!r} where a fitted {found.__name__} was expected") from error
         return attack
 
 
@@ -262,7 +320,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        header: dict[str, Any] = json.loads(str(arrays.pop("header")))
+        header: dict[str, Any] = dict(json.loads(str(arrays.pop("header"))))
     except Exception as error:  # whatever a broken file makes zipfile, numpy and json raise
         raise ValueError(f"{path} is missing, damaged or not a file of a fitted attack: {error}") from error
     return header, arrays
@@ -306,9 +364,11 @@ def attacked_returns(
     """
     env.seed(seed)
     attacked = AdversarialVecEnv(env, policy, attack)
-    returns, lengths = evaluate_policy(
-        policy, attacked, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
-    )
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)  # of the victim's own noise
+        returns, _ = evaluate_policy(
+            policy, attacked, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
+        )
     if meter is not None:
-        meter.add(int(np.sum(lengths)))
+        meter.add(attacked.n_perturbed - env.num_envs)
     return np.array(returns)

@@ -100,8 +100,8 @@ class PGD(GradientAttack):
         engine: str = "auto",
     ) -> None:
         super().__init__(eps, norm, mask, seed, deterministic, objective=objective, engine=engine)
-        self.steps = _check_count("steps", steps)
-        self.restarts = _check_count("restarts", restarts)
+        self.steps = check_count("steps", steps)
+        self.restarts = check_count("restarts", restarts)
         if not 0 < step_size < np.inf:
             raise ValueError(f"step_size={step_size!r} must be positive and finite, a fraction of eps")
         self.step_size = step_size
@@ -230,7 +230,7 @@ class SGLDMAD(GradientAttack):
         engine: str = "auto",
     ) -> None:
         super().__init__(eps, norm, mask, seed, deterministic, objective="action-difference", engine=engine)
-        self.steps = _check_count("steps", steps)
+        self.steps = check_count("steps", steps)
 
     def perturb(self, policy: Any, ball: Ball) -> Array:
         objective = self.objective_on(policy, ball.center)
@@ -243,7 +243,8 @@ class SGLDMAD(GradientAttack):
         return points
 
 
-def _check_count(name: str, value: int) -> int:
+def check_count(name: str, value: int) -> int:
+    """The value, if it is a whole number of at least 1; else ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     return int(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, features
 from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.director import Director
-from sb3_prune_robust.attacks.engines import NetworkReader, direction_objective, n_outputs
-from sb3_prune_robust.attacks.fitting import Budget, FittedAttack, Meter, attacked_returns
-from sb3_prune_robust.attacks.learning import ALGORITHMS, Learner, is_off_policy
+from sb3_prune_robust.attacks.engines import NetworkReader, direction_objective, n_outputs, policy_outputs
+from sb3_prune_robust.attacks.fitting import Budget, Fit, FittedAttack, Meter, attacked_returns
+from sb3_prune_robust.attacks.gradient import check_count
+from sb3_prune_robust.attacks.learning import ALGORITHMS, LEARNING_SHARE, Learner, is_off_policy
+from sb3_prune_robust.attacks.search import PushSearch
+
+MOST_SEARCH = 0.9 * LEARNING_SHARE
+PUSH_SIZE = 2.0
 
 
 class LearnedAttack(FittedAttack):
@@ -74,53 +78,38 @@ class LearnedAttack(FittedAttack):
     def _fit(
         self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: Callable[[float], object]
     ) -> None:
-        scale = [1.0]
-
-        def moved(observations: Array, actions: Array) -> Array:
+        def moved(observations: Array, actions: Array, scale: float) -> Array:
             ball = self._ball(observations)
-            if scale[0] != 1.0:
-                eps = scale[0] * ball.eps
+            if scale != 1.0:
+                eps = scale * ball.eps
                 ball = BALLS[self.norm](ball.center, eps, round_down(eps, ball.center.dtype))
             return ball.project(self._move(policy, ball, actions)).reshape(observations.shape)
 
         seeds = self._fit_seeds(2)
         adversary = AdversaryVecEnv(env, policy, self._action_space(policy), moved, self.deterministic, seeds[0])
-        learner = Learner(
-            self.algorithm,
-            self.algorithm_kwargs,
-            adversary,
-            meter,
-            lambda value: scale.__setitem__(0, value),
-            self.curriculum,
-            seeds[0],
-            checkpoint,
-            self._identity(policy, env, meter),
-            on_progress,
-        )
-        self._choose(learner.run(), policy, env, meter, seeds[1])
+        under_way = Fit(meter, checkpoint, self._identity(policy, env, meter), on_progress)
+        candidates = self._prepare(policy, adversary, under_way, seeds[0])
+        curriculum, start = (self.curriculum, 0.0) if not candidates else (1.0, meter.progress)
+        learner = Learner(self.algorithm, self.algorithm_kwargs, adversary, under_way, curriculum, seeds[0], start)
+        self._choose(candidates + learner.run(), policy, env, meter, seeds[1])
+
+    def _prepare(self, policy: Any, adversary: AdversaryVecEnv, fit: Fit, seed: int) -> list[Director]:
+        """What comes before learning; gives directors that are candidates already. The curriculum is over after it."""
+        return []
 
     def _choose(self, candidates: list[Director], policy: Any, env: VecEnv, meter: Meter, seed: int) -> None:
-        """Keep the director under which the victim's mean return is lowest."""
-        returns = []
+        """Keep the director under which the victim's mean return is lowest, of as many as the budget lets play, last first."""
+        returns: list[float] = []
         self.cost = meter.cost
-        for director in candidates:
+        for director in candidates[::-1]:
+            if returns and meter.progress >= 1:
+                break
             self._director = director
             played = attacked_returns(
                 self, policy, env, env.num_envs, deterministic=self.deterministic, seed=seed, meter=meter
             )
-            returns.append(played.mean())
-        self._director = candidates[int(np.argmin(returns))]
-
-    def _identity(self, policy: Any, env: VecEnv, meter: Meter) -> dict[str, Any]:
-        """What tells one fit from another."""
-        parts = [tensor.detach().cpu().numpy() for tensor in policy.state_dict().values()]
-        normalizer = unwrap_vec_normalize(env)
-        if normalizer is not None and normalizer.norm_obs:
-            statistics: Any = normalizer.obs_rms
-            parts += [statistics.mean, statistics.var]
-        digest = hashlib.sha256(b"".join(part.tobytes() for part in parts))
-        budget = [meter.budget.steps, meter.budget.seconds]
-        return {"victim": digest.hexdigest(), "budget": budget, **self._common(), **self._settings()}
+            returns.append(float(played.mean()))
+        self._director = candidates[::-1][int(np.argmin(returns))]
 
     def _settings(self) -> dict[str, Any]:
         return dict(algorithm=self.algorithm, algorithm_kwargs=self.algorithm_kwargs, curriculum=self.curriculum)
@@ -156,7 +145,12 @@ class PAAD(LearnedAttack):
     ``eps sign(J^T d)``. The space of directions is far smaller than that of observations. Other arguments as in
     :class:`LearnedAttack`.
 
+    With ``search``, a push ``d = b + c f(s)`` that holds all episode long is searched for first
+    (:class:`~sb3_prune_robust.attacks.search.PushSearch`), in the curriculum if there is one, and the director learns what to
+    add to it: far better than either where an agent is robust (``docs/adversaries.md``).
+
     :param steps: gradient steps of the actor
+    :param search: share of the budget for that search; 0: none
     """
 
     def __init__(
@@ -170,11 +164,16 @@ class PAAD(LearnedAttack):
         algorithm: str = "ppo",
         algorithm_kwargs: Mapping[str, Any] | None = None,
         curriculum: float = 1.0,
-        steps: int = 1,
+        steps: int = 2,
+        search: float = 0.0,
     ) -> None:
         settings: dict[str, Any] = dict(algorithm=algorithm, algorithm_kwargs=algorithm_kwargs, curriculum=curriculum)
         super().__init__(eps, norm, mask, seed, deterministic, **settings)
-        self.steps = steps
+        self.steps = check_count("steps", steps)
+        if not 0 <= search <= MOST_SEARCH:
+            raise ValueError(f"search={search!r} must lie in [0, {MOST_SEARCH}], a share of the budget")
+        self.search = float(search)
+        self._push: Array | None = None
         self._reader = NetworkReader()
 
     def _action_space(self, policy: Any) -> spaces.Box:
@@ -182,14 +181,47 @@ class PAAD(LearnedAttack):
         bound = 1.0 if is_off_policy(self.algorithm) else 10.0
         return spaces.Box(-bound, bound, (n_outputs(policy),), np.float32)
 
+    def _prepare(self, policy: Any, adversary: AdversaryVecEnv, fit: Fit, seed: int) -> list[Director]:
+        if not self.search:
+            return []
+        self._push = None
+        found = fit.load("push")
+        self._push = self._search(policy, adversary, fit, seed) if found is None else found[1]["push"]
+        fit.save("push", {}, {"push": self._push})
+        return [Director.still(int(np.prod(policy.observation_space.shape)), n_outputs(policy))]
+
+    def _search(self, policy: Any, adversary: AdversaryVecEnv, fit: Fit, seed: int) -> Array:
+        """The push that was found, scaled so that the noise of learning, of size 1, does not drown it."""
+
+        def direct(pushes: Array, observations: Array) -> Array:
+            return self._pushed(policy, observations.reshape(len(observations), -1), pushes[:, :k], pushes[:, k:])
+
+        k = n_outputs(policy)
+        adversary.seed(seed)
+        search = PushSearch(2 * k, np.random.default_rng(seed))
+        push = search.run(adversary, direct, fit.meter, self.search, self.curriculum, fit.on_progress)
+        return PUSH_SIZE * (push / max(np.sqrt(np.mean(push**2)), 1e-9)).reshape(2, k)
+
+    def _pushed(self, policy: Any, points: Array, constant: Array, slope: Array) -> Array:
+        return constant + slope * policy_outputs(policy, points, self._reader)
+
     def _move(self, policy: Any, ball: Ball, actions: Array) -> Array:
+        if self._push is not None:
+            actions = actions + self._pushed(policy, ball.center, *self._push)
         objective = direction_objective(policy, actions, self._reader)
         points = ball.center
         for i in range(self.steps):
             _, gradient = objective.value_and_gradient(points)
-            # The last step goes to the border whatever came before, from the gradient half way there.
-            points = ball.step(points if i else ball.center, gradient, 2.0 if i == self.steps - 1 else 1 / self.steps)
+            # The last step goes to the border whatever came before, by the gradient on the way there.
+            points = ball.step(points, gradient, 2.0 if i == self.steps - 1 else 1 / self.steps)
         return points
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "steps": self.steps}
+        return {**super()._settings(), "steps": self.steps, "search": self.search}
+
+    def _arrays(self) -> dict[str, Array]:
+        return super()._arrays() | ({} if self._push is None else {"push": self._push})
+
+    def _restore(self, arrays: Mapping[str, Array]) -> None:
+        super()._restore(arrays)
+        self._push = arrays.get("push")

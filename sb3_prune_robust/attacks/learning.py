@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv
 from sb3_prune_robust.attacks.director import Array, Director
-from sb3_prune_robust.attacks.fitting import Cost, Meter, read_arrays, write_arrays
+from sb3_prune_robust.attacks.fitting import Fit
+from sb3_prune_robust.attacks.search import curriculum_scale
 
 #: SB3 algorithms that can learn an adversary, by name.
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "sac": SAC, "td3": TD3, "tqc": TQC}
@@ -27,7 +31,6 @@ GAMMA = 0.99
 LEARNING_RATE = 3e-4
 LEARNING_SHARE = 0.92  # of the budget; what is left chooses among the last directors
 CANDIDATES = (0.8, 0.9)  # at these shares of learning, and at its end, a director is kept as a candidate
-CURRICULUM_END = 0.6  # share of learning after which the adversary has eps, and no more
 SAVE_EVERY = 0.1  # of the budget
 _FOREVER = 10**12  # steps; the meter ends learning
 
@@ -46,14 +49,9 @@ def defaults(algorithm: str, n_envs: int) -> dict[str, Any]:
     """
     if algorithm == "ppo":
         network = dict(activation_fn=nn.Tanh, net_arch=[64, 64])
-        steps = max(32, 4096 // n_envs)
+        steps = 8 * max(4, 512 // n_envs)  # 4096 steps of all environments together, in eight minibatches
         return dict(
-            n_steps=steps,
-            batch_size=min(512, steps * n_envs),
-            n_epochs=10,
-            target_kl=0.033,
-            gamma=GAMMA,
-            policy_kwargs=network,
+            n_steps=steps, batch_size=steps * n_envs // 8, n_epochs=10, target_kl=0.033, gamma=GAMMA, policy_kwargs=network
         )
     if is_off_policy(algorithm):
         return dict(buffer_size=300_000, learning_starts=2000, train_freq=1, gradient_steps=1, gamma=GAMMA)
@@ -68,25 +66,19 @@ class Learner:
     :param algorithm: a key of :data:`ALGORITHMS`
     :param settings: arguments of the algorithm over :func:`defaults`
     :param env: the adversary's environment
-    :param meter: the budget
-    :param set_scale: called with the multiple of ``eps`` that the adversary has now
-    :param curriculum: the multiple at the start
+    :param fit: its budget and its checkpoints
+    :param curriculum: the multiple of ``eps`` that the adversary has at the start
     :param seed: of the algorithm
-    :param checkpoint: a folder, or ``None``
-    :param identity: what a checkpoint must agree with
-    :param on_progress: called with the share of the budget that is used
+    :param start: share of the budget that was used before
     """
 
     algorithm: str
     settings: Mapping[str, Any]
-    env: VecEnv
-    meter: Meter
-    set_scale: Callable[[float], None]
+    env: AdversaryVecEnv
+    fit: Fit
     curriculum: float
     seed: int
-    checkpoint: Path | None
-    identity: Mapping[str, Any]
-    on_progress: Callable[[float], object]
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         self.kept: dict[float, Director] = {}
@@ -95,7 +87,8 @@ class Learner:
     @property
     def progress(self) -> float:
         """Share of learning that is done."""
-        return min(1.0, self.meter.progress / LEARNING_SHARE)
+        left = LEARNING_SHARE - self.start  # none, where what came before used it all
+        return min(1.0, max(0.0, self.fit.meter.progress - self.start) / left) if left > 0 else 1.0
 
     def run(self) -> list[Director]:
         """
@@ -103,18 +96,18 @@ class Learner:
 
         :return: the candidates: the director at each of :data:`CANDIDATES` and at the end
         """
-        model = self._load() or self._new()
-        if self.progress < 1:
-            with th.random.fork_rng(devices=[]):
+        with _own_random_numbers(self.seed):
+            model = self._load() or self._new()
+            Director.read(model.policy)  # what cannot be read is refused now, not after learning
+            if 1.0 not in self.kept:
                 model.learn(_FOREVER, callback=_Watch(self), reset_num_timesteps=False)
-            self.kept[1.0] = Director.read(model.policy)
-            self.save(model)
+                self.kept[1.0] = Director.read(model.policy)
+                self.save(model)
         return list(self.kept.values())
 
     def _new(self) -> BaseAlgorithm:
         settings = {**defaults(self.algorithm, self.env.num_envs), **self.settings, "learning_rate": self._learning_rate()}
-        with th.random.fork_rng(devices=[]):
-            return ALGORITHMS[self.algorithm]("MlpPolicy", self.normalized, seed=self.seed, device="cpu", **settings)
+        return ALGORITHMS[self.algorithm]("MlpPolicy", self.normalized, seed=self.seed, device="cpu", **settings)
 
     def _learning_rate(self) -> Any:
         rate = self.settings.get("learning_rate", LEARNING_RATE)
@@ -122,7 +115,7 @@ class Learner:
 
     def save(self, model: BaseAlgorithm) -> None:
         """Write the checkpoint, if there is a folder for it."""
-        if self.checkpoint is None:
+        if self.fit.folder is None:
             return
         buffers = {"model": _saved(lambda file: model.save(file, exclude=["learning_rate", "lr_schedule"]))}
         if isinstance(model, OffPolicyAlgorithm):
@@ -131,18 +124,13 @@ class Learner:
         arrays = {**buffers, "returns": np.array([rms.mean, rms.var, rms.count], np.float64)}
         for share, director in self.kept.items():
             arrays |= {f"{share}/{name}": array for name, array in director.arrays().items()}
-        header = {"identity": self.identity, "cost": asdict(self.meter.cost), "kept": list(self.kept)}
-        write_arrays(self._file(), header, arrays)
+        self.fit.save("learner", {"kept": list(self.kept)}, arrays)
 
     def _load(self) -> BaseAlgorithm | None:
-        if self.checkpoint is None or not self._file().exists():
+        found = self.fit.load("learner")
+        if found is None:
             return None
-        header, arrays = read_arrays(self._file())
-        if header["identity"] != dict(self.identity):
-            raise ValueError(
-                f"checkpoint {self._file()} is of another fit (other victim, settings or budget); use another folder"
-            )
-        self.meter.resume(Cost(**header["cost"]))
+        header, arrays = found
         rms = self.normalized.ret_rms
         rms.mean, rms.var, rms.count = arrays["returns"]
         for share in header["kept"]:
@@ -155,9 +143,18 @@ class Learner:
         model._setup_lr_schedule()
         return model
 
-    def _file(self) -> Path:
-        assert self.checkpoint is not None
-        return self.checkpoint / "checkpoint.npz"
+
+@contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Seeds torch's, numpy's and Python's random numbers, all of which SB3 draws from; afterwards they go on as before."""
+    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  # SB3 uses the global ones
+    try:
+        with th.random.fork_rng(devices=[]):
+            set_random_seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpys)  # noqa: NPY002
+        random.setstate(pythons)
 
 
 class _Decay:
@@ -176,21 +173,21 @@ class _Watch(BaseCallback):
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
-        self.saved = learner.meter.progress
+        self.saved = learner.fit.meter.progress
 
     def _on_step(self) -> bool:
         learner = self.learner
-        learner.meter.add(self.training_env.num_envs)
+        learner.fit.meter.add(self.training_env.num_envs)
         done = learner.progress
-        learner.set_scale(1.0 + (learner.curriculum - 1.0) * max(0.0, 1.0 - done / CURRICULUM_END))
+        learner.env.scale = curriculum_scale(learner.curriculum, done)
         for share in CANDIDATES:
             if share <= done < 1.0 and share not in learner.kept:
                 learner.kept[share] = Director.read(self.model.policy)
         return done < 1.0
 
     def _on_rollout_start(self) -> None:
-        used = self.learner.meter.progress
-        self.learner.on_progress(used)
+        used = self.learner.fit.meter.progress
+        self.learner.fit.on_progress(used)
         if used >= self.saved + SAVE_EVERY:
             self.saved = used
             self.learner.save(self.model)

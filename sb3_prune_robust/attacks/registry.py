@@ -25,10 +25,11 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "sa-rl": SARL,
     "pa-ad": PAAD,
     "pa-ad-curriculum": functools.partial(PAAD, curriculum=3.0),
+    "pa-ad-search": functools.partial(PAAD, curriculum=3.0, search=0.35, algorithm_kwargs={"gamma": 0.995}),
 }
 #: Suites by name: what stands for several attacks.
 SUITES: dict[str, tuple[str, ...]] = {
-    "strong": ("random", "mad", "critic", "pa-ad", "pa-ad-curriculum", "pa-ad-curriculum#2"),
+    "strong": ("random", "mad", "critic", "pa-ad", "pa-ad-search", "pa-ad-search#2"),
 }
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_prune_robust.evaluation.figure import draw_frontier
 from sb3_prune_robust.evaluation.figure_certified import draw_certified
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies
+from sb3_prune_robust.evaluation.held_out import Watch
+from sb3_prune_robust.evaluation.identity import versions
 from sb3_prune_robust.evaluation.loading import check_spaces, horizon_of, load_model, make_env
 from sb3_prune_robust.evaluation.markdown import write_markdown
 from sb3_prune_robust.evaluation.report import SCHEMA_VERSION, plain, to_json, write_files
+from sb3_prune_robust.evaluation.store import Store
 from sb3_prune_robust.pruning import sparsity
-
-PACKAGES = ("sb3-prune-robust", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,9 @@ def audit(
     command: str,
     pruning: Mapping[str, Any],
     notes: Sequence[str] = (),
-    on_episode: Callable[[], None] | None = None,
+    watch: Watch | None = None,
     kind: str = "audit",
+    store: Store | None = None,
 ) -> dict[str, Any]:
     """
     Measure, certify and record.
@@ -115,11 +115,12 @@ def audit(
     :param command: the command line that makes this report
     :param pruning: how the agents were pruned; ``description`` is one or two sentences for the reader
     :param notes: further sentences for the reader
-    :param on_episode: called after each episode
+    :param watch: who is told of progress
     :param kind: ``"audit"`` or ``"demo"``
+    :param store: where finished episodes and fitted attacks are kept, so that a killed audit continues; ``None``: nowhere
     :return: the record documented in ``docs/report_schema.md``
     """
-    modes = frontier([subject.agent for subject in subjects], settings, on_episode)
+    modes = frontier([subject.agent for subject in subjects], settings, watch, store)
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -134,17 +135,6 @@ def audit(
     }
     document: dict[str, Any] = plain(record)
     return document
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed, say
-            continue
-    return found
 
 
 def _model_record(subject: Subject, eps: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,11 @@ from sb3_prune_robust.certificates import (
     total_discount,
     visitation_tv,
 )
+from sb3_prune_robust.evaluation.cells import Agent, Cell
 from sb3_prune_robust.evaluation.return_record import return_record, tightness_record
 from sb3_prune_robust.evaluation.rollouts import Episodes
+from sb3_prune_robust.evaluation.settings import Settings
 from sb3_prune_robust.network import UnsupportedNetworkError
-
-if TYPE_CHECKING:
-    from sb3_prune_robust.evaluation.frontier import Agent, Cell, Settings
 
 Array = npt.NDArray[Any]
 Record = dict[str, Any]

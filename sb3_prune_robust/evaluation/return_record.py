@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from sb3_prune_robust.bounds.action import groups
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.certificates.divergences import categorical_tv, gaussian_tv
 from sb3_prune_robust.certificates.observations import read_network
+from sb3_prune_robust.evaluation.cells import Agent, Cell
 from sb3_prune_robust.evaluation.clean_play import CleanPlay
 from sb3_prune_robust.evaluation.return_certificate import (
     METHODS,
@@ -24,9 +25,7 @@ from sb3_prune_robust.evaluation.return_certificate import (
     noise_bound,
 )
 from sb3_prune_robust.evaluation.rollouts import Episodes
-
-if TYPE_CHECKING:
-    from sb3_prune_robust.evaluation.frontier import Agent, Cell, Settings
+from sb3_prune_robust.evaluation.settings import Settings
 
 Array = npt.NDArray[Any]
 Record = dict[str, Any]
@@ -83,12 +82,14 @@ def _at_radius(plays: Sequence[CleanPlay], radius: float, cell: Cell, settings: 
     returns = None
     if attacked is not None:  # the episodes that certify, attacked: the same seeds as those of the clean mean
         n = len(plays[0].calibration.returns)
-        returns = [play.mean_return(episodes.part(slice(n, None))) for play, episodes in zip(plays, attacked, strict=True)]
+        parts = [episodes.part(slice(n, None)) for episodes in attacked.episodes]
+        returns = [play.mean_return(part) for play, part in zip(plays, parts, strict=True)]
     return {
         "eps": radius,
         **_worst(certificates),
         "attacked": None if returns is None else float(np.mean(returns)),
-        "attack": None if returns is None else cell.candidate(0.0).worst_attack,
+        "attack": None if attacked is None or len(set(attacked.attacks)) > 1 else attacked.attacks[0],
+        "attack_by_agent": None if attacked is None else attacked.attacks,
     }
 
 

@@ -111,7 +111,7 @@ def rollout(
     record: bool = False,
     reward_range: tuple[float, float] | None = None,
     max_steps: int | None = None,
-    on_episode: Callable[[], None] | None = None,
+    on_episode: Callable[[], object] | None = None,
 ) -> Episodes:
     """
     Play ``n_episodes`` fixed episodes: episode ``k`` has seed ``seed + k`` in environment ``k % n_envs``.
@@ -192,7 +192,7 @@ class _Player:
 
     gamma: float
     reward_range: tuple[float, float] | None
-    on_episode: Callable[[], None]
+    on_episode: Callable[[], object]
 
     def __init__(self, policy: Any, venv: VecEnv, n_episodes: int, deterministic: bool, seed: int, record: bool) -> None:
         self.policy, self.venv, self.seed, self.record = policy, venv, seed, record

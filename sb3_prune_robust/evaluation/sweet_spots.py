@@ -22,21 +22,53 @@ class Candidate:
     :param sparsity: the sparsity; the smallest of all candidates is the dense agent
     :param clean: clean returns, shape ``(n,)``: one for each episode, or one mean for each seed of the agent
     :param attacked: by name of attack, returns paired with ``clean``
+    :param of_agents: the values are means of agents: the worst attack is then found for each agent by itself
     """
 
     sparsity: float
     clean: Array
     attacked: Mapping[str, Array]
+    of_agents: bool = False
 
     @property
-    def worst_attack(self) -> str:
-        """The attack with the lowest mean return."""
-        return min(self.attacked, key=lambda name: float(np.mean(self.attacked[name])))
+    def rows(self) -> Array:
+        """
+        What the minimum is over, shape ``(m, n)``: a row for each attack; of agents, the one row of their minima.
+
+        A minimum of each agent is a value of that agent, independent of the others': nothing is chosen over agents.
+        """
+        rows = np.stack([self.attacked[name] for name in self.attacked])
+        return rows.min(axis=0, keepdims=True) if self.of_agents else rows
+
+    @property
+    def worst_values(self) -> Array:
+        """Returns under the worst attack, shape ``(n,)``: the attack with the lowest mean, or each agent's own."""
+        rows = self.rows
+        return np.asarray(rows[rows.mean(axis=1).argmin()])
+
+    @property
+    def worst_attack(self) -> str | None:
+        """The attack with the lowest mean return; of agents, that of all of them, ``None`` if they differ."""
+        means = {name: row if self.of_agents else row.mean(keepdims=True) for name, row in self.attacked.items()}
+        names = set(worst_names(means))
+        return names.pop() if len(names) == 1 else None
 
     @property
     def worst(self) -> float:
-        """The lowest mean return over the attacks."""
-        return float(np.mean(self.attacked[self.worst_attack]))
+        """The lowest mean return over the attacks; of agents, the mean of the lowest of each."""
+        return float(np.mean(self.worst_values))
+
+
+def worst_names(means: Mapping[str, Array]) -> list[str]:
+    """
+    The worst attack of each agent: one for all if there is such, else the first with the lowest mean of each.
+
+    :param means: by attack, the mean of each agent, shape ``(n,)``
+    :return: ``n`` names
+    """
+    names, rows = list(means), np.stack(list(means.values()))
+    common = np.flatnonzero((rows == rows.min(axis=0)).all(axis=1))
+    return [names[i] for i in (np.full(rows.shape[1], common[0]) if len(common) else rows.argmin(axis=0))]
 
 
 @dataclass(frozen=True)
@@ -125,8 +157,8 @@ def _sweet_spot(criterion: Criterion, ordered: Sequence[Candidate], confidence: 
     gain = worst_gain = None
     if best is not dense:
         level = 1 - (1 - confidence) / len(pruned)
-        gain = _gain(best, dense, (criterion.clean_weight, criterion.worst_weight), level)
-        worst_gain = _gain(best, dense, (0.0, 1.0), level)
+        gain = paired_gain(best, dense, (criterion.clean_weight, criterion.worst_weight), level)
+        worst_gain = paired_gain(best, dense, (0.0, 1.0), level)
     supported = gain is not None and gain.low is not None and gain.low > 0
     return SweetSpot(
         criterion.name,
@@ -140,6 +172,14 @@ def _sweet_spot(criterion: Criterion, ordered: Sequence[Candidate], confidence: 
     )
 
 
-def _gain(candidate: Candidate, dense: Candidate, weights: tuple[float, float], confidence: float) -> Interval:
-    attacked, base = (np.stack(list(c.attacked.values())) for c in (candidate, dense))
-    return minimum_gain(candidate.clean, attacked, dense.clean, base, weights, confidence)
+def paired_gain(candidate: Candidate, dense: Candidate, weights: tuple[float, float], confidence: float) -> Interval:
+    """
+    Paired gain of ``v clean + w worst`` over the dense agent, corrected for the choice among attacks where there is one.
+
+    :param candidate: what was measured
+    :param dense: the same of the dense agent
+    :param weights: ``(v, w)``
+    :param confidence: level
+    :return: the interval
+    """
+    return minimum_gain(candidate.clean, candidate.rows, dense.clean, dense.rows, weights, confidence)

@@ -8,12 +8,12 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_prune_robust.attacks import RandomAttack
+from sb3_prune_robust.attacks import Budget
 from sb3_prune_robust.certificates import reward_range
 from sb3_prune_robust.evaluation.audit import raw_eps
-from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, n_rollouts, pruned_copies, worst_case
+from sb3_prune_robust.evaluation.frontier import Agent, Settings, fitting_total, frontier, n_rollouts, pruned_copies
+from sb3_prune_robust.evaluation.held_out import Watch
 from sb3_prune_robust.evaluation.loading import make_env
-from sb3_prune_robust.evaluation.rollouts import rollout
 from sb3_prune_robust.pruning import sparsity
 
 
@@ -39,7 +39,7 @@ def result(cartpole_model: PPO) -> dict[str, Any]:
     agent = Agent("a", pruned_copies(cartpole_model, (0.9,)), make_env("CartPole-v1", 6))
     settings = Settings(0.05, attacks=("random", "mad"), n_episodes=6, rewards=reward_range("CartPole-v1"), horizon=500)
     played: list[None] = []
-    outcome = frontier([agent], settings, on_episode=lambda: played.append(None))
+    outcome = frontier([agent], settings, Watch(lambda: played.append(None)))
     assert len(played) == n_rollouts([agent], settings) == 2 * (2 * 3 + 4) * 6  # 4 further radii
     return outcome
 
@@ -113,6 +113,10 @@ def test_several_agents_are_the_unit_of_inference(cartpole_model: PPO) -> None:
         ({"norm": "l3"}, "norm 'l3' is unknown; known: linf, l2"),
         ({"attacks": ("nope",)}, "attacks: 'nope' is unknown; known: random, fgsm"),
         ({"attacks": ()}, "attacks"),
+        ({"attacks": ("mad", "mad")}, "attacks: each at most once"),
+        ({"attacks": ("mad#0",)}, "attacks: 'mad#0' is unknown"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**30 - 49}, "seed.*attacks are fitted on the seeds from there on"),
         ({"n_episodes": 0}, "episodes must be at least 1"),
         ({"gamma": 1.5}, "gamma"),
         ({"confidence": 1.0}, "confidence"),
@@ -124,19 +128,64 @@ def test_bad_settings_name_the_argument(changes: dict[str, Any], message: str) -
         Settings(**{"eps": 0.1, **changes})
 
 
-def test_worst_case_is_the_minimum_and_below_clean(cartpole_model: PPO) -> None:
-    venv = make_env("CartPole-v1", 8)
-    worst, results = worst_case(cartpole_model, venv, ["mad", RandomAttack(0.3, seed=0)], eps=0.3, n_episodes=8)
-    assert worst == min(episodes.returns.mean() for episodes in results.values())
-    clean = rollout(cartpole_model, venv, 8, deterministic=True).returns
-    assert results["mad"].returns.mean() < 0.7 * clean.mean()
-    assert len(results) == 2
+def test_several_agents_have_a_worst_attack_each(cartpole_model: PPO) -> None:
+    other = PPO("MlpPolicy", "CartPole-v1", n_steps=512, learning_rate=1e-3, seed=5, device="cpu").learn(4_000)
+    agents = [
+        Agent(str(i), pruned_copies(m, (0.8,)), make_env("CartPole-v1", 4)) for i, m in enumerate((cartpole_model, other))
+    ]
+    settings = Settings(0.1, attacks=("random", "mad", "critic"), n_episodes=4, modes=("deterministic",))
+    for mode in frontier(agents, settings).values():
+        for point in mode["points"]:
+            means = {name: np.mean(cell["episodes"]["returns"], axis=1) for name, cell in point["attacks"].items()}
+            lowest = np.min(list(means.values()), axis=0)
+            assert point["worst"]["mean"] == pytest.approx(lowest.mean())
+            assert [means[name][i] for i, name in enumerate(point["worst"]["by_agent"])] == pytest.approx(lowest)
+            names = set(point["worst"]["by_agent"])
+            assert point["worst"]["attack"] == (names.pop() if len(names) == 1 else None)
+            clean = np.mean(point["clean"]["episodes"]["returns"], axis=1)
+            assert point["regret"]["returns"]["robustness"]["mean"] == pytest.approx((clean - lowest).mean())
 
 
-@pytest.mark.parametrize("attacks", [[], "mad", ["nope"]])
-def test_worst_case_refuses_bad_attacks(cartpole_model: PPO, attacks: Any) -> None:
-    with pytest.raises(ValueError, match="attacks"):
-        worst_case(cartpole_model, make_env("CartPole-v1", 1), attacks, eps=0.1, n_episodes=1)
+def test_learned_attacks_are_fitted_on_each_agent_at_each_sparsity_in_each_mode(cartpole_model: PPO) -> None:
+    agent = Agent("a", pruned_copies(cartpole_model, (0.9,)), make_env("CartPole-v1", 4))
+    settings = Settings(
+        0.1,
+        attacks=("pa-ad", "random", "sa-rl#2"),
+        n_episodes=4,
+        rewards=reward_range("CartPole-v1"),
+        horizon=500,
+        attack_budget=Budget(steps=600),
+    )
+    told: dict[str, float] = {}
+    played: list[None] = []
+    watch = Watch(lambda: played.append(None), lambda what, amount: told.__setitem__(what, told.get(what, 0.0) + amount))
+    modes = frontier([agent], settings, watch)
+    assert len(played) == n_rollouts([agent], settings)
+    assert sum(told.values()) == pytest.approx(fitting_total([agent], settings)) == 2 * 2 * 2 * 600
+    assert {"pa-ad on a at 0%, stochastic", "sa-rl#2 on a at 90%, deterministic"} <= set(told) and len(told) == 8
+    for mode in modes.values():
+        for point in mode["points"]:
+            learned, random = point["attacks"]["pa-ad"], point["attacks"]["random"]
+            assert learned["learned"] and 0 < learned["cost"][0]["steps"] and 0 < learned["cost"][0]["seconds"]
+            assert learned["budget"] == {"steps": 600, "seconds": None}
+            assert (random["learned"], random["cost"], random["budget"]) == (False, None, None)
+    for point in modes["stochastic"]["points"]:  # at the other radii a learned attack has nothing to say
+        curve = point["certificate"]["certified_return"]["curve"]
+        assert [at["attack"] for at in curve] == ["random"] * 4 + [point["worst"]["attack"]]
+        assert curve[-1]["attack_by_agent"] == point["worst"]["by_agent"]
+
+
+def test_without_eps_nothing_is_fitted(cartpole_model: PPO) -> None:
+    agent = Agent("a", pruned_copies(cartpole_model, ()), make_env("CartPole-v1", 2))
+    settings = Settings(0.0, attacks=("pa-ad",), n_episodes=2, modes=("deterministic",))
+    assert fitting_total([agent], settings) == 0
+    point = frontier([agent], settings)["deterministic"]["points"][0]
+    assert point["gap"] == 0 and point["attacks"]["pa-ad"]["cost"] is None
+
+
+def test_suites_are_written_out() -> None:
+    attacks = Settings(0.1, attacks=("fgsm", "strong", "random")).attacks
+    assert attacks[0] == "fgsm" and {"random", "pa-ad", "mad"} <= set(attacks) and len(set(attacks)) == len(attacks)
 
 
 def test_raw_eps_is_in_the_environments_units() -> None:

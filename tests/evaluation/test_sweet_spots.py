@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from sb3_prune_robust.evaluation.sweet_spots import Candidate, clean_threshold, sweet_spots
+from sb3_prune_robust.evaluation.statistics import t_interval
+from sb3_prune_robust.evaluation.sweet_spots import Candidate, clean_threshold, paired_gain, sweet_spots, worst_names
 
 
 def candidate(sparsity: float, clean: float, *worst: float, noise: float = 0.0, n: int = 6) -> Candidate:
@@ -31,6 +32,43 @@ def test_the_dense_agent_is_a_candidate_and_wins_ties() -> None:
 def test_worst_is_the_minimum_of_means_not_the_mean_of_minima() -> None:
     one = Candidate(0.0, np.zeros(2), {"a": np.array([0.0, 10.0]), "b": np.array([8.0, 0.0])})
     assert (one.worst, one.worst_attack) == (4.0, "b")
+
+
+def test_of_agents_the_minimum_is_taken_for_each() -> None:
+    values = {"a": np.array([0.0, 10.0]), "b": np.array([8.0, 1.0]), "c": np.array([9.0, 9.0])}
+    agents, episodes = Candidate(0.0, np.full(2, 10.0), values, of_agents=True), Candidate(0.0, np.full(2, 10.0), values)
+    assert (agents.worst, agents.worst_attack, agents.worst_values.tolist()) == (0.5, None, [0.0, 1.0])
+    assert (episodes.worst, episodes.worst_attack) == (4.5, "b")
+    same = Candidate(0.0, np.zeros(2), {"a": np.array([5.0, 4.0]), "b": np.array([3.0, 1.0])}, of_agents=True)
+    assert (same.worst, same.worst_attack) == (2.0, "b")
+
+
+def test_an_attack_that_is_worst_for_all_agents_is_named_though_others_tie() -> None:
+    values = {"a": np.array([1.0, 5.0]), "b": np.array([1.0, 2.0])}
+    assert Candidate(0.0, np.zeros(2), values, of_agents=True).worst_attack == "b"
+    assert worst_names(values) == ["b", "b"] and worst_names({**values, "c": np.array([0.0, 9.0])}) == ["c", "b"]
+
+
+def test_of_agents_the_gain_is_that_of_their_minima() -> None:
+    rng = np.random.default_rng(0)
+    dense, pruned = (
+        Candidate(s, np.full(8, 100.0), {name: m + rng.normal(size=8) for name in "abcde"}, of_agents=True)
+        for s, m in ((0.0, 20), (0.5, 50))
+    )
+    gain = sweet_spots([dense, pruned])[1].gain
+    expected = t_interval(pruned.worst_values - dense.worst_values, 0.95)
+    assert gain is not None and (gain.mean, gain.low, gain.high) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def test_false_gains_of_agents_are_rarer_than_the_level() -> None:
+    rng, wrong = np.random.default_rng(2), 0
+    for _ in range(400):
+        one, other = (
+            Candidate(s, np.zeros(6), {name: rng.normal(size=6) for name in "abcd"}, of_agents=True) for s in (0.0, 0.5)
+        )
+        gain = paired_gain(other, one, (0.0, 1.0), 0.9)
+        wrong += gain.low > 0 or gain.high < 0  # type: ignore[operator]
+    assert 0.06 <= wrong / 400 <= 0.14  # exact, not only conservative
 
 
 def test_support_needs_an_interval_above_zero() -> None:

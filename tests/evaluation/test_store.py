@@ -1,0 +1,259 @@
+"""What is kept: read back exactly, never for another question, redone with a warning where damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_prune_robust.attacks import Budget, make_attack
+from sb3_prune_robust.evaluation import held_out
+from sb3_prune_robust.evaluation.held_out import HeldOut, Watch
+from sb3_prune_robust.evaluation.identity import versions, victim_key
+from sb3_prune_robust.evaluation.loading import make_env
+from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
+from sb3_prune_robust.evaluation.store import DamagedPieceWarning, Piece, Store
+from sb3_prune_robust.policies import copy_policy
+from sb3_prune_robust.pruning import prune_policy
+
+KEY = {"seed": 0, "limits": (-np.inf, 1.0), "weights": np.arange(3)}
+STEPS = Budget(steps=600)
+
+
+def same(one: Episodes, other: Episodes) -> bool:
+    return all(np.all(np.equal(a, b)) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+def leaves(episodes: Episodes) -> list[Any]:
+    values = [getattr(episodes, field.name) for field in fields(Episodes)]
+    return [leaf for value in values for leaf in (value if isinstance(value, tuple) else [value])]
+
+
+@pytest.fixture
+def held(cartpole_model: PPO, tmp_path: Path) -> HeldOut:
+    return HeldOut(cartpole_model.policy, make_env("CartPole-v1", 3), 4, False, store=Store(tmp_path / "kept"), budget=STEPS)
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many rollouts and fits there were."""
+    counted = {"rollout": 0, "fit": 0}
+    from sb3_prune_robust.attacks import FittedAttack
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(held_out, "rollout", counting("rollout", held_out.rollout))
+    monkeypatch.setattr(FittedAttack, "fit", counting("fit", FittedAttack.fit))
+    return counted
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_episodes_come_back_as_they_were(held: HeldOut, record: bool, count: dict[str, int]) -> None:
+    first, again = held.clean(record).episodes, held.clean(record).episodes
+    assert same(first, again) and count["rollout"] == 1
+    assert bool(again.observations) == bool(again.samples) == record
+    assert [len(one) for one in again.rewards] == again.lengths.tolist()
+
+
+def test_without_a_folder_nothing_is_kept(held: HeldOut, count: dict[str, int]) -> None:
+    held = replace(held, store=Store(None))
+    assert same(held.clean().episodes, held.clean().episodes) and count["rollout"] == 2
+    assert held.named("pa-ad", 0.1, "linf").cost is not None
+
+
+def test_an_attack_that_changed_nothing_is_remembered(held: HeldOut, count: dict[str, int]) -> None:
+    for _ in range(2):
+        with pytest.raises(NoAttackError, match="unchanged"):
+            held.named("random", 1e-30, "linf")
+    assert count["rollout"] == 1
+
+
+OTHERWISE: dict[str, Callable[[HeldOut], Any]] = {
+    "eps": lambda held: held.named("random", 0.2, "linf"),
+    "norm": lambda held: held.named("random", 0.1, "l2"),
+    "attack": lambda held: held.named("random#2", 0.1, "linf"),
+    "seed": lambda held: replace(held, seed=1).named("random", 0.1, "linf"),
+    "mode": lambda held: replace(held, deterministic=True).named("random", 0.1, "linf"),
+    "episodes": lambda held: replace(held, n_episodes=3).named("random", 0.1, "linf"),
+    "gamma": lambda held: replace(held, gamma=0.9).named("random", 0.1, "linf"),
+    "rewards": lambda held: replace(held, reward_range=(0.0, 2.0)).named("random", 0.1, "linf"),
+    "n_envs": lambda held: replace(held, venv=make_env("CartPole-v1", 2)).named("random", 0.1, "linf"),
+    "time limit": lambda held: replace(held, venv=limited(3)).named("random", 0.1, "linf"),
+    "normalizer": lambda held: replace(held, venv=VecNormalize(held.venv)).named("random", 0.1, "linf"),
+    "weights": lambda held: replace(held, policy=pruned(held.policy)).named("random", 0.1, "linf"),
+}
+
+
+def limited(n: int) -> Any:
+    return make_env(lambda: gym.make("CartPole-v1", max_episode_steps=10), n)
+
+
+def pruned(policy: Any) -> Any:
+    copy = copy_policy(policy)
+    prune_policy(copy, 0.01)
+    return copy
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+def test_another_setting_never_gets_an_old_result(change: str, held: HeldOut, count: dict[str, int]) -> None:
+    for _ in range(2):
+        held.named("random", 0.1, "linf")
+    assert count["rollout"] == 1
+    OTHERWISE[change](held)
+    assert count["rollout"] == 2
+
+
+def test_the_key_knows_activations_statistics_and_versions(cartpole_model: PPO, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = VecNormalize(make_env("CartPole-v1", 1))
+    relu = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": th.nn.ReLU}, device="cpu").policy
+    relu.load_state_dict(cartpole_model.policy.state_dict())
+    keys = [victim_key(cartpole_model.policy, venv), victim_key(relu, venv)]
+    venv.obs_rms.mean = venv.obs_rms.mean + 1e-9
+    keys.append(victim_key(cartpole_model.policy, venv))
+    assert keys[0] != keys[1] and keys[0] != keys[2] and keys[0]["weights"] == keys[1]["weights"]
+    assert "sb3-prune-robust" in versions()
+
+
+def test_a_change_of_version_is_another_result(held: HeldOut, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    held.clean()
+    monkeypatch.setattr(held_out, "versions", lambda: {"sb3-prune-robust": "next"})
+    held.clean()
+    assert count["rollout"] == 2
+
+
+def test_a_fitted_attack_is_kept_and_its_settings_matter(held: HeldOut, count: dict[str, int]) -> None:
+    first, again = (held.named("pa-ad", 0.1, "linf") for _ in range(2))
+    assert count == {"rollout": 1, "fit": 1} and first.cost == again.cost
+    assert same(first.episodes, again.episodes)
+    held.named("pa-ad", 0.1, "l2")
+    held.named("pa-ad#2", 0.1, "linf")
+    held.named("pa-ad", 0.2, "linf")
+    replace(held, budget=Budget(steps=700)).named("pa-ad", 0.1, "linf")
+    replace(held, deterministic=True).named("pa-ad", 0.1, "linf")
+    replace(held, policy=pruned(held.policy)).named("pa-ad", 0.1, "linf")
+    assert count["fit"] == 7
+    before = dict(count)
+    replace(held, n_episodes=3).named("pa-ad", 0.1, "linf")  # other episodes of the same attack
+    assert count == {"rollout": before["rollout"] + 1, "fit": 7}
+
+
+def test_what_is_learned_depends_on_the_seed_alone(held: HeldOut, tmp_path: Path) -> None:
+    returns = []
+    for number in (1, 2):
+        th.manual_seed(number)
+        np.random.seed(number)  # noqa: NPY002 - the state that other code leaves behind
+        one = replace(held, store=Store(tmp_path / str(number)), budget=Budget(steps=9000))  # enough for an update
+        played = one.named("pa-ad", 0.1, "linf")
+        returns.append(played.attack._arrays()["W0"])
+    np.testing.assert_array_equal(*returns)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        middle = len(content) // 3
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    else:
+        path.write_bytes(b"" if how == "empty" else b"text")
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "text"])
+@pytest.mark.parametrize("kind", ["episodes", "attack"])
+def test_a_damaged_file_is_reported_and_redone(kind: str, how: str, held: HeldOut, count: dict[str, int]) -> None:
+    first = held.named("pa-ad", 0.1, "linf")
+    (path,) = Path(held.store.folder or "").glob(f"{kind}-*.npz")
+    damage(path, how)
+    with pytest.warns(DamagedPieceWarning, match=str(path)):
+        again = held.named("pa-ad", 0.1, "linf")
+    assert count == ({"rollout": 2, "fit": 1} if kind == "episodes" else {"rollout": 1, "fit": 2})
+    assert same(first.episodes, again.episodes)
+    held.named("pa-ad", 0.1, "linf")
+    assert sum(count.values()) == 3
+
+
+def test_a_file_of_another_question_is_reported_and_not_used(held: HeldOut, count: dict[str, int]) -> None:
+    clean, attacked = held.clean().episodes, held.named("random", 0.1, "linf").episodes
+    one, other = sorted(Path(held.store.folder or "").glob("episodes-*.npz"))
+    one.write_bytes(other.read_bytes())
+    with pytest.warns(DamagedPieceWarning, match="its key is"):
+        again = held.clean().episodes, held.named("random", 0.1, "linf").episodes
+    assert same(clean, again[0]) and same(attacked, again[1])
+
+
+def test_an_attack_of_other_settings_is_not_used(held: HeldOut, tmp_path: Path) -> None:
+    held.named("pa-ad", 0.1, "linf")
+    (path,) = Path(held.store.folder or "").glob("attack-*.npz")
+    make_attack("pa-ad", 0.3, seed=0).fit(held.policy, held.venv, STEPS).save(path)
+    with pytest.warns(DamagedPieceWarning, match="settings"):
+        assert held.named("pa-ad", 0.1, "linf").attack.eps == 0.1
+
+
+def test_a_damaged_checkpoint_is_dropped(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.checkpoint(KEY)
+    assert folder is not None
+    folder.mkdir()
+    (folder / "checkpoint.npz").write_bytes(b"PK")
+    with pytest.warns(DamagedPieceWarning):
+        assert store.checkpoint(KEY) == folder
+    assert not folder.exists()
+
+
+def test_keys_may_hold_arrays_and_infinities_and_order_does_not_matter(tmp_path: Path) -> None:
+    store, piece = Store(tmp_path), Piece(None, 1.5, "nothing")
+    store.write(KEY, piece)
+    assert store.read(dict(reversed(KEY.items()))) == piece
+    assert store.read({**KEY, "weights": np.arange(4)}) is None
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["episodes-"]
+
+
+def test_a_fit_that_was_killed_is_continued_from_its_checkpoint(held: HeldOut, count: dict[str, int]) -> None:
+    held, told = replace(held, budget=Budget(steps=20_000)), [0.0]
+
+    def kill(what: str, amount: float) -> None:
+        told.append(told[-1] + amount)
+        if list(Path(held.store.folder or "").glob("fit-*/*.npz")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(held, watch=Watch(on_fit=kill)).named("pa-ad", 0.1, "linf")
+    again: list[float] = []
+    played = replace(held, watch=Watch(on_fit=lambda what, amount: again.append(amount))).named("pa-ad", 0.1, "linf")
+    first = next(amount for amount in again if amount > 0)
+    assert 4_000 <= first <= told[-1] < 20_000  # it starts where the checkpoint was
+    assert sum(again) == pytest.approx(20_000) and played.cost is not None and played.cost.steps <= 21_000
+    assert not list(Path(held.store.folder or "").glob("fit-*")) and count["fit"] == 2
+
+
+def test_a_record_is_made_once_and_made_again_where_damaged(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), []
+
+    def make() -> dict[str, Any]:
+        made.append(None)
+        return {"b": np.arange(2), "a": (0.1, None)}
+
+    for _ in range(2):
+        assert store.record(KEY, make) == {"b": [0, 1], "a": [0.1, None]} and len(made) == 1
+    assert list(store.record(KEY, make)) == ["b", "a"]
+    store.record({**KEY, "seed": 1}, make)
+    assert len(made) == 2
+    for path in tmp_path.iterdir():
+        damage(path, "flipped")
+    with pytest.warns(DamagedPieceWarning):
+        store.record(KEY, make)
+    assert len(made) == 3

@@ -1,0 +1,145 @@
+"""The minimum over attacks: on held-out episodes, with each attack's own number and cost, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_prune_robust import worst_case
+from sb3_prune_robust.attacks import MAD, PAAD, SARL, Budget, FittedAttack, RandomAttack, fitting
+from sb3_prune_robust.evaluation import held_out
+from sb3_prune_robust.evaluation.loading import make_env
+from sb3_prune_robust.evaluation.rollouts import NoAttackError, rollout
+
+STEPS = Budget(steps=600)
+
+
+def test_the_minimum_of_the_means_and_every_attacks_own_number(cartpole_model: PPO) -> None:
+    venv = make_env("CartPole-v1", 8)
+    found = worst_case(cartpole_model, venv, ["mad", "pa-ad", RandomAttack(0.3, seed=0)], 0.3, 8, budget=STEPS)
+    means = {name: one.returns.mean() for name, one in found.episodes.items()}
+    assert list(means) == ["mad", "pa-ad", "RandomAttack-2"]
+    assert found.mean == min(means.values()) == means[found.attack]
+    clean = rollout(cartpole_model, venv, 8, deterministic=True)
+    np.testing.assert_array_equal(found.clean.returns, clean.returns)
+    assert means["mad"] < 0.7 * clean.returns.mean()
+    assert set(found.cost) == {"pa-ad"} and 0 < found.cost["pa-ad"].steps and found.cost["pa-ad"].seconds > 0
+    assert set(found.play_seconds) == set(found.attacks) == set(means) and not found.skipped
+    assert found.interval().mean == found.mean
+
+
+@pytest.mark.parametrize("name", ["strong", ["strong"]])
+def test_suites(cartpole_model: PPO, name: Any) -> None:
+    found = worst_case(cartpole_model, make_env("CartPole-v1", 4), name, 0.1, 4, budget=Budget(steps=200))
+    assert {"random", "mad", "pa-ad"} <= set(found.episodes) and "pa-ad" in found.cost
+
+
+@pytest.mark.parametrize("attacks", [[], "nope", ["nope"], ["mad", "mad"], [3]])
+def test_bad_attacks_are_named(cartpole_model: PPO, attacks: Any) -> None:
+    with pytest.raises(ValueError, match="attacks"):
+        worst_case(cartpole_model, make_env("CartPole-v1", 1), attacks, eps=0.1, n_episodes=1)
+
+
+def test_a_fitted_attack_is_used_as_it_is_and_an_unfitted_one_is_fitted(
+    cartpole_model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = make_env("CartPole-v1", 4)
+    new = PAAD(0.3, seed=1, deterministic=True)
+    found = worst_case(cartpole_model, venv, [new], n_episodes=4, budget=STEPS)
+    fitted = found.attacks["PAAD-0"]
+    assert new.cost is None and fitted.cost is not None and fitted.eps == 0.3
+    fitted.save(tmp_path / "shared.npz")
+    monkeypatch.setattr(FittedAttack, "_fit", None)  # fitting again would fail
+    again = worst_case(cartpole_model, venv, [PAAD.load(tmp_path / "shared.npz")], n_episodes=4)
+    assert again.mean == found.mean and again.cost == found.cost
+
+
+def test_one_attack_that_does_nothing_is_skipped_with_its_reason(cartpole_model: PPO) -> None:
+    venv = make_env("CartPole-v1", 2)
+    found = worst_case(cartpole_model, venv, [RandomAttack(1e-30), MAD(0.1, seed=0)], n_episodes=2)
+    assert set(found.skipped) == {"RandomAttack-0"} and "unchanged" in found.skipped["RandomAttack-0"]
+    assert set(found.episodes) == {"MAD-1"}
+    with pytest.raises(NoAttackError, match="no attack changed any observation"):
+        worst_case(cartpole_model, venv, [RandomAttack(1e-30)], n_episodes=2)
+
+
+class Watched(gym.Wrapper[Any, Any, Any, Any]):
+    """Notes the seeds of its resets."""
+
+    seeds: set[int]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None:
+            self.seeds.add(seed)
+        return self.env.reset(seed=seed, options=options)
+
+
+@pytest.mark.parametrize("attack", ["pa-ad", "sa-rl", "pa-ad#3"])
+def test_no_episode_is_both_fitted_on_and_reported(cartpole_model: PPO, attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "seeds", set(), raising=False)
+    venv = make_env(lambda: Watched(gym.make("CartPole-v1")), 4)
+    worst_case(cartpole_model, venv, attack, 0.1, 6, seed=40, budget=STEPS)
+    reported = {seed for seed in Watched.seeds if seed < held_out.FIRST_SEED_OF_FITTING}
+    assert reported == set(range(40, 46)) and Watched.seeds - reported
+    assert held_out.FIRST_SEED_OF_FITTING == fitting._SEEDS_OF_FITTING
+
+
+@pytest.mark.parametrize("seed", [-1, 2**30 - 1, 2**30, 2**31])
+def test_seeds_of_fitting_are_refused(cartpole_model: PPO, seed: int) -> None:
+    with pytest.raises(ValueError, match="seed must be at least 0, and seed \\+ episodes at most"):
+        worst_case(cartpole_model, make_env("CartPole-v1", 1), "random", 0.1, 2, seed=seed)
+
+
+def test_what_is_finished_is_not_done_again(cartpole_model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv, attacks = make_env("CartPole-v1", 4), ["random", "pa-ad", SARL(0.1, seed=0, deterministic=True)]
+    arguments: dict[str, Any] = dict(eps=0.1, n_episodes=4, budget=STEPS, folder=tmp_path)
+    real, calls = held_out.rollout, []
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["attack"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(held_out, "rollout", killed)
+    with pytest.raises(KeyboardInterrupt):
+        worst_case(cartpole_model, venv, attacks, **arguments)  # pa-ad is fitted, not played
+    found = worst_case(cartpole_model, venv, attacks, **arguments)
+    assert [type(attack).__name__ for attack in calls] == ["NoneType", "RandomAttack", "PAAD", "PAAD", "SARL"]
+    monkeypatch.setattr(FittedAttack, "_fit", None)
+    again = worst_case(cartpole_model, venv, attacks, **arguments)
+    assert len(calls) == 5 and again.cost == found.cost and again.play_seconds == found.play_seconds
+    monkeypatch.undo()
+    whole = worst_case(cartpole_model, venv, attacks, **{**arguments, "folder": None})
+    for one in (found, again):
+        assert (one.mean, one.attack) == (whole.mean, whole.attack)
+        for name, episodes in whole.episodes.items():
+            np.testing.assert_array_equal(one.episodes[name].returns, episodes.returns)
+
+
+def test_a_model_and_an_environment_that_do_not_fit_together_are_refused(cartpole_model: PPO) -> None:
+    model = PPO("MlpPolicy", VecNormalize(make_env("CartPole-v1", 1)), device="cpu")
+    with pytest.raises(ValueError, match="trained on normalised observations"):
+        worst_case(model, make_env("CartPole-v1", 1), "random", 0.1, 1)
+    with pytest.raises(ValueError, match="observations"):
+        worst_case(cartpole_model, make_env("Acrobot-v1", 1), "random", 0.1, 1)
+
+
+def test_a_progress_bar_shows_what_is_fitted(
+    cartpole_model: PPO, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import functools
+
+    from sb3_prune_robust.evaluation import bars
+
+    monkeypatch.setattr(bars, "tqdm", functools.partial(bars.tqdm, mininterval=0, miniters=0))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    worst_case(cartpole_model, make_env("CartPole-v1", 2), "pa-ad", 0.1, 2, budget=STEPS, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "fitting pa-ad: 100%" in shown and "600/600" in shown and "episodes: 100%" in shown

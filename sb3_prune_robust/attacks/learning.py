@@ -28,7 +28,7 @@ from sb3_prune_robust.attacks.search import curriculum_scale
 #: SB3 algorithms that can learn an adversary, by name.
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "sac": SAC, "td3": TD3, "tqc": TQC}
 GAMMA = 0.99
-LEARNING_RATE = 3e-4
+LEARNING_RATES = {"ppo": 1e-3}  # high: what keeps it in check is the stop at a KL divergence
 LEARNING_SHARE = 0.92  # of the budget; what is left chooses among the last directors
 CANDIDATES = (0.8, 0.9)  # at these shares of learning, and at its end, a director is kept as a candidate
 SAVE_EVERY = 0.1  # of the budget
@@ -110,7 +110,7 @@ class Learner:
         return ALGORITHMS[self.algorithm]("MlpPolicy", self.normalized, seed=self.seed, device="cpu", **settings)
 
     def _learning_rate(self) -> Any:
-        rate = self.settings.get("learning_rate", LEARNING_RATE)
+        rate = self.settings.get("learning_rate", LEARNING_RATES.get(self.algorithm, 3e-4))
         return rate if is_off_policy(self.algorithm) or callable(rate) else _Decay(rate, self)
 
     def save(self, model: BaseAlgorithm) -> None:

@@ -16,7 +16,7 @@ from sb3_prune_robust.attacks.fitting import Meter
 
 POPULATION, ELITE, VETERANS = 48, 8, 8  # candidates of a generation, how many shape the next, how many are tried again
 PACE, LEAST_SPREAD = 0.7, 0.1
-TRIALS = 3  # episodes before a candidate can be the result
+FINALISTS, PLAYOFF = 3, 8  # candidates of each search that play it out, and over how many episodes
 Direct = Callable[[Array, Array], Array]
 CURRICULUM_END = 0.6  # share of learning after which the adversary has eps, and no more
 
@@ -57,7 +57,7 @@ class PushSearch:
 
     def __init__(self, n_parameters: int, rng: np.random.Generator) -> None:
         self.n_parameters, self.rng = n_parameters, rng
-        self.proven: list[Candidate] = []
+        self.finalists: list[Array] = []
         weights = np.log(ELITE + 0.5) - np.log(np.arange(1, ELITE + 1))
         self.weights = weights / weights.sum()
 
@@ -88,9 +88,19 @@ class PushSearch:
                 env.scale = curriculum_scale(multiple, (meter.progress - start) / (end - start))
                 self._generation(env, direct, meter)
                 on_progress(meter.progress)
-            self.proven += [candidate for candidate in self.known if len(candidate.returns) >= TRIALS]
+            tried_again = [candidate for candidate in self.known if len(candidate.returns) > 1]
+            best = sorted(tried_again, key=lambda candidate: candidate.mean)[:FINALISTS]
+            self.finalists += [self.mean, *(candidate.push for candidate in best)]
         env.scale = 1.0
-        return min(self.proven, key=lambda candidate: candidate.mean).push if self.proven else self.mean
+        return self._playoff(env, direct, meter)
+
+    def _playoff(self, env: AdversaryVecEnv, direct: Direct, meter: Meter) -> Array:
+        """The best finalist by new episodes: of many candidates, the lowest mean so far is the luckiest's."""
+        finalists = [Candidate(push) for push in self.finalists]
+        episodes = finalists * PLAYOFF
+        for i in range(0, len(episodes), env.num_envs):
+            _try(episodes[i : i + env.num_envs], env, direct, meter)
+        return min(finalists, key=lambda candidate: candidate.mean).push
 
     def _generation(self, env: AdversaryVecEnv, direct: Direct, meter: Meter) -> None:
         size = -(-POPULATION // env.num_envs) * env.num_envs
@@ -110,14 +120,14 @@ class PushSearch:
 
 
 def _try(group: list[Candidate], env: AdversaryVecEnv, direct: Direct, meter: Meter) -> None:
-    """One episode of each candidate, side by side."""
-    pushes = np.array([candidate.push for candidate in group])
-    returns, running = np.zeros(len(group)), np.ones(len(group), bool)
+    """One episode of each candidate, side by side; environments that are left over play along."""
+    pushes = np.resize(np.array([candidate.push for candidate in group]), (env.num_envs, len(group[0].push)))
+    returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     env.reset()
-    while running.any():
+    while running[: len(group)].any():
         _, rewards, dones, _ = env.step(direct(pushes, env.true))
         returns -= running * rewards  # the adversary's reward is minus the victim's
         running &= ~dones
-        meter.add(len(group))
-    for candidate, value in zip(group, returns, strict=True):
+        meter.add(env.num_envs)
+    for candidate, value in zip(group, returns, strict=False):
         candidate.returns.append(float(value))

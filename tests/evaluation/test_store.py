@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_prune_robust.attacks import Budget, make_attack
+from sb3_prune_robust.attacks import Budget, FittedAttack, make_attack
 from sb3_prune_robust.evaluation import held_out
 from sb3_prune_robust.evaluation.held_out import HeldOut, Watch
 from sb3_prune_robust.evaluation.identity import versions, victim_key
@@ -46,7 +46,6 @@ def held(cartpole_model: PPO, tmp_path: Path) -> HeldOut:
 def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many rollouts and fits there were."""
     counted = {"rollout": 0, "fit": 0}
-    from sb3_prune_robust.attacks import FittedAttack
 
     def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -150,15 +149,35 @@ def test_a_fitted_attack_is_kept_and_its_settings_matter(held: HeldOut, count: d
     assert count == {"rollout": before["rollout"] + 1, "fit": 7}
 
 
-def test_what_is_learned_depends_on_the_seed_alone(held: HeldOut, tmp_path: Path) -> None:
-    returns = []
-    for number in (1, 2):
-        th.manual_seed(number)
-        np.random.seed(number)  # noqa: NPY002 - the state that other code leaves behind
-        one = replace(held, store=Store(tmp_path / str(number)), budget=Budget(steps=9000))  # enough for an update
-        played = one.named("pa-ad", 0.1, "linf")
-        returns.append(played.attack._arrays()["W0"])
-    np.testing.assert_array_equal(*returns)
+class Drawn(FittedAttack):
+    """Learns torch's next random numbers."""
+
+    default_budget = STEPS
+
+    def _fit(self, *args: Any, **kwargs: Any) -> None:
+        self.drawn = th.rand(3).numpy()
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    def _arrays(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def _restore(self, arrays: Any) -> None:
+        self.drawn = arrays["drawn"]
+
+    def perturb(self, policy: Any, ball: Any) -> Any:
+        return ball.center + ball.eps
+
+
+def test_what_is_learned_depends_on_the_seed_alone(held: HeldOut) -> None:
+    learned = []
+    for seed, state in ((0, 1), (0, 2), (1, 1)):
+        th.manual_seed(state)  # that other code leaves behind
+        learned.append(replace(held, store=Store(None)).under(Drawn(0.1, seed=seed), "drawn").attack.drawn)
+        assert th.initial_seed() == state
+    np.testing.assert_array_equal(learned[0], learned[1])
+    assert not np.array_equal(learned[0], learned[2])
 
 
 def damage(path: Path, how: str) -> None:

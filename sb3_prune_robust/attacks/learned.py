@@ -24,6 +24,7 @@ from sb3_prune_robust.attacks.search import PushSearch
 
 MOST_SEARCH = 0.9 * LEARNING_SHARE
 PUSH_SIZE = 2.0
+ROUNDS = 4  # at most, of an episode in each environment for each candidate
 
 
 class LearnedAttack(FittedAttack):
@@ -98,18 +99,19 @@ class LearnedAttack(FittedAttack):
         return []
 
     def _choose(self, candidates: list[Director], policy: Any, env: VecEnv, meter: Meter, seed: int) -> None:
-        """Keep the director under which the victim's mean return is lowest, of as many as the budget lets play, last first."""
-        returns: list[float] = []
+        """Keep the director under which the victim's mean return is lowest, over as many episodes as the budget lets play."""
+        returns: dict[int, list[float]] = {}
         self.cost = meter.cost
-        for director in candidates[::-1]:
+        rounds = [(k, i) for k in range(ROUNDS) for i in reversed(range(len(candidates)))]  # the last learned comes first
+        for k, i in rounds:
             if returns and meter.progress >= 1:
                 break
-            self._director = director
+            self._director = candidates[i]
             played = attacked_returns(
-                self, policy, env, env.num_envs, deterministic=self.deterministic, seed=seed, meter=meter
+                self, policy, env, env.num_envs, deterministic=self.deterministic, seed=seed + k * env.num_envs, meter=meter
             )
-            returns.append(float(played.mean()))
-        self._director = candidates[::-1][int(np.argmin(returns))]
+            returns.setdefault(i, []).extend(played)
+        self._director = candidates[min(returns, key=lambda i: float(np.mean(returns[i])))]
 
     def _settings(self) -> dict[str, Any]:
         return dict(algorithm=self.algorithm, algorithm_kwargs=self.algorithm_kwargs, curriculum=self.curriculum)

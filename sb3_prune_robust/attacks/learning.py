@@ -16,7 +16,6 @@ from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -96,7 +95,7 @@ class Learner:
 
         :return: the candidates: the director at each of :data:`CANDIDATES` and at the end
         """
-        with _own_random_numbers(self.seed):
+        with _own_random_numbers():
             model = self._load() or self._new()
             Director.read(model.policy)  # what cannot be read is refused now, not after learning
             if 1.0 not in self.kept:
@@ -145,12 +144,11 @@ class Learner:
 
 
 @contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Seeds torch's, numpy's and Python's random numbers, all of which SB3 draws from; afterwards they go on as before."""
+def _own_random_numbers() -> Iterator[None]:
+    """SB3 seeds the global random numbers of torch, numpy and Python, and draws from them; afterwards they go on as before."""
     numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  # SB3 uses the global ones
     try:
         with th.random.fork_rng(devices=[]):
-            set_random_seed(seed)
             yield
     finally:
         np.random.set_state(numpys)  # noqa: NPY002

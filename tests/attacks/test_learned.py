@@ -37,7 +37,7 @@ from sb3_prune_robust.attacks import (
 )
 from sb3_prune_robust.attacks import learned as learned_module
 from sb3_prune_robust.attacks.adversary_env import CLIP, AdversaryVecEnv, features
-from sb3_prune_robust.attacks.fitting import Cost, FittedAttack, Meter, read_arrays, write_arrays
+from sb3_prune_robust.attacks.fitting import Cost, FittedAttack, Meter, attacked_returns, read_arrays, write_arrays
 from sb3_prune_robust.attacks.learning import GAMMA
 from sb3_prune_robust.network import UnsupportedNetworkError
 
@@ -133,11 +133,13 @@ def test_a_seed_fixes_the_director(
 @pytest.mark.parametrize("kind, settings", [(SARL, QUICK), (SARL, QUICK_SAC), (PAAD, QUICK_SAC), (PAAD, QUICK_PUSH)])
 def test_files(policy: ActorCriticPolicy, kind: type[LearnedAttack], settings: dict[str, Any], tmp_path: Path) -> None:
     path, eps, mask = tmp_path / "attack.npz", [0.3, 0.1, 0.2, 0.3, 0.0], [True, True, False, True, True]
-    attack = kind(eps, "l2", mask, 3, True, curriculum=2.0, **settings).fit(policy, drift(policy), FEW)
+    budget = SOME if "search" in settings else FEW
+    attack = kind(eps, "l2", mask, 3, True, curriculum=2.0, **settings).fit(policy, drift(policy), budget)
     attack.save(path)
     with np.load(path, allow_pickle=False) as file:
         assert {"W0", "b0", "W1", "activations", "header"} <= set(file.files)
         assert all(file[name].dtype != object for name in file.files)
+        assert "search" not in settings or file["push"].any()
     loaded = FittedAttack.load(path)
     assert type(loaded) is kind and loaded.cost == attack.cost
     assert (loaded._common(), loaded._settings()) == (attack._common(), attack._settings())
@@ -355,6 +357,17 @@ def test_every_kind_of_victim(make_policy: MakePolicy, kind: type[LearnedAttack]
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
+def test_candidates_meet_the_same_episodes(policy: ActorCriticPolicy) -> None:
+    """The noise of a victim that samples is the same too; and every step is counted."""
+    played, env = [], Counting(drift(policy))
+    for noise in (0, 1):
+        th.manual_seed(noise)
+        meter = Meter(Budget(steps=1000))
+        played.append(attacked_returns(RandomAttack(0.1, seed=0), policy, env, 8, deterministic=False, seed=5, meter=meter))
+        assert meter.cost.steps == env.steps / (noise + 1) == 80
+    np.testing.assert_array_equal(*played)
+
+
 class Normed(ActorCriticPolicy):
     """No plain network: a LayerNorm stands between the layers."""
 
@@ -486,7 +499,7 @@ def test_the_best_candidate_is_kept(policy: ActorCriticPolicy, monkeypatch: pyte
 
     monkeypatch.setattr(learned_module, "attacked_returns", returns)
     attack._choose(candidates, policy, drift(policy), Meter(Budget(steps=100)), 0)
-    assert attack._director == "second" and sorted(counts) == sorted(candidates)
+    assert attack._director == "second" and sorted(counts) == sorted(learned_module.ROUNDS * candidates)
     spent = Meter(Budget(steps=100))
     spent.resume(Cost(100, 0.0))
     attack._choose(candidates, policy, drift(policy), spent, 0)

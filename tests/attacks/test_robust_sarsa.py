@@ -21,26 +21,20 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_prune_robust.attacks import AdversarialVecEnv, Attack, Budget, NotFittedError, RandomAttack
 from sb3_prune_robust.attacks.engines import AnalyticObjective, NetworkReader
 from sb3_prune_robust.attacks.fitting import read_arrays
-from sb3_prune_robust.attacks.robust_q import (
-    QFunction,
-    QLearning,
-    Recipe,
-    Transitions,
-    choices,
-    collect,
-    probabilities,
-)
-from sb3_prune_robust.attacks.robust_sarsa import AutogradLoss, LowQ, QDescent, RobustSarsa
+from sb3_prune_robust.attacks.q_descent import AutogradLoss, LowQ, QDescent
+from sb3_prune_robust.attacks.robust_q import QFunction, QLearning, Recipe
+from sb3_prune_robust.attacks.robust_sarsa import RobustSarsa
+from sb3_prune_robust.attacks.transitions import Transitions, choices, collect, probabilities
 
 MakePolicy = Callable[..., ActorCriticPolicy]
-GAMMA = 0.9
+GAMMA = 0.8
 SMALL: dict[str, Any] = dict(grid=[(0.1, 0.3)], rounds=1, ratios=[0.0], transitions=400, updates=20)
 
 
 class Walk(gym.Env[Any, Any]):
     """
-    Position ``x``: an action moves it by ``a / 2``, and pays the ``x`` it came from; beyond 2 the episode terminates (a fall),
-    after 20 steps it is cut off.
+    Position ``x``: an action moves it by ``a / 2``, and pays 3 more than the ``x`` it came from; beyond 1.2 the episode
+    terminates (a fall), after 20 steps it is cut off.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -54,23 +48,23 @@ class Walk(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.x, self.steps = self.np_random.uniform(-2.0, 2.0), 0
+        self.x, self.steps = self.np_random.uniform(-1.2, 1.2), 0
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         move = float(action) - 1.0 if isinstance(self.action_space, spaces.Discrete) else float(np.ravel(action)[0])
         reward = 3.0 + self.x
         self.x, self.steps = self.x + move / 2, self.steps + 1
-        return self._observation(), reward, abs(self.x) > 2, self.steps == 20, {}
+        return self._observation(), reward, abs(self.x) > 1.2, self.steps == 20, {}
 
 
 def walk_env(actions: spaces.Space[Any] | None = None, n: int = 8) -> DummyVecEnv:
     return DummyVecEnv([lambda: gym.wrappers.TimeLimit(Walk(actions), 20)] * n)
 
 
-def linear_victim(slope: float = -0.2, std: float = 0.9) -> ActorCriticPolicy:
+def linear_victim(slope: float = -0.3, std: float = 1.2) -> Any:
     """Its mean action is about ``slope * x``."""
-    policy = ActorCriticPolicy(Walk.observation_space, spaces.Box(-1.0, 1.0, (1,)), lambda _: 1e-3, net_arch=[2])
+    policy: Any = ActorCriticPolicy(Walk.observation_space, spaces.Box(-1.0, 1.0, (1,)), lambda _: 1e-3, net_arch=[2])
     with th.no_grad():
         for parameter in policy.parameters():
             parameter.zero_()
@@ -98,7 +92,7 @@ def truth(policy: Any, x: float, action: float, n: int = 400) -> float:
     for t in range(60):
         total += alive * GAMMA**t * (3.0 + xs)
         xs = xs + np.clip(acts, -1, 1) / 2
-        alive = alive * (np.abs(xs) <= 2)
+        alive = alive * (np.abs(xs) <= 1.2)
         with th.no_grad():
             mean = policy.get_distribution(th.tensor(np.stack([xs, np.ones(n)], 1), dtype=th.float32)).distribution.mean
         acts = mean.numpy()[:, 0] + np.exp(policy.log_std.item()) * rng.standard_normal(n)
@@ -112,7 +106,7 @@ def walk() -> tuple[ActorCriticPolicy, Transitions, QFunction]:
     return policy, data, learned(data)
 
 
-PLACES = [(-1.0, 0.8), (0.0, -0.5), (0.0, 0.5), (0.5, 0.0), (1.2, -0.5)]
+PLACES = [(-0.9, 0.8), (-0.5, -0.5), (0.0, -0.5), (0.0, 0.5), (0.5, 0.0), (0.8, -0.5)]
 
 
 def test_q_is_the_return(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
@@ -128,22 +122,23 @@ def test_q_is_the_return(walk: tuple[ActorCriticPolicy, Transitions, QFunction])
 
 def test_a_fall_is_worth_nothing(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
     policy, _, q = walk
-    fall, stay = q(np.array([[1.8, 1.0]] * 2, np.float32), np.array([[0.9], [-0.9]], np.float32))
-    true_fall, true_stay = truth(policy, 1.8, 0.9), truth(policy, 1.8, -0.9)
-    assert true_fall == pytest.approx(4.8) and true_stay > 20
+    fall, stay = q(np.array([[1.1, 1.0]] * 2, np.float32), np.array([[0.9], [-0.9]], np.float32))
+    true_fall, true_stay = truth(policy, 1.1, 0.9), truth(policy, 1.1, -0.9)
+    assert true_fall == pytest.approx(4.1) and true_stay > 10
     assert stay - fall > 0.6 * (true_stay - true_fall)
 
 
-def test_legacy_learns_the_reward_only(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
+def test_legacy_learns_the_reward_only() -> None:
     """Its Q does not depend on the action, which changes the next state but not the reward; the true one does."""
-    _, data, q = walk
-    old = learned(data, legacy=True)
-    states = np.array([[x, 1.0] for x in np.linspace(-1, 1, 9)], np.float32)
-    low, high = np.full((9, 1), -0.5, np.float32), np.full((9, 1), 0.5, np.float32)
-    assert np.mean(q(states, high) - q(states, low)) > 1.0
-    assert abs(np.mean(old(states, high) - old(states, low))) < 0.4
+    data = play(linear_victim(-0.8, 0.3), False, 4000)
+    assert data.terminal.sum() < 5
+    q, old = (learned(data, legacy=legacy, updates=700) for legacy in (False, True))
+    states = np.array([[x, 1.0] for x in np.linspace(-0.5, 0.5, 9)], np.float32)
+    low, high = np.full((9, 1), -0.3, np.float32), np.full((9, 1), 0.3, np.float32)
+    assert np.mean(q(states, high) - q(states, low)) > 0.2
+    assert abs(np.mean(old(states, high) - old(states, low))) < 0.05
     slope = np.polyfit(states[:, 0], old(states, low), 1)[0]
-    assert slope == pytest.approx(1.0, abs=0.25)  # reward = 3 + x
+    assert slope == pytest.approx(1.0, abs=0.1)  # reward = 3 + x
 
 
 @pytest.mark.parametrize("nvec, monotone", [((), False), ((), True), ((4,), False), ((3, 2), False)])
@@ -180,8 +175,8 @@ def test_bound_on_the_change_is_one(nvec: tuple[int, ...], monotone: bool) -> No
 
 def test_penalty_makes_q_smooth(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
     _, data, q = walk
-    smooth = learned(data, q_eps=0.5)
-    states = np.zeros((2, 2), np.float32) + [0.0, 1.0]
+    smooth = learned(data, q_eps=0.5, updates=600)
+    states = np.array([[0.0, 1.0]] * 2, np.float32)
     actions = np.array([[-0.5], [0.5]], np.float32)
     assert abs(np.diff(smooth(states, actions))[0]) < 0.5 * abs(np.diff(q(states, actions))[0])
 
@@ -262,20 +257,20 @@ def mean_return(env: Any, policy: Any, attack: Attack, deterministic: bool) -> f
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_it_lowers_the_return_on_cartpole(trained: PPO, deterministic: bool) -> None:
     env = make_vec_env("CartPole-v1", n_envs=8)
-    settings: dict[str, Any] = dict(grid=[(0.1, 0.3)], rounds=1, ratios=[0.0], transitions=6000, updates=800)
+    settings: dict[str, Any] = dict(grid=[(0.1, 0.3)], rounds=2, ratios=[0.0], gamma=0.95, transitions=4000, updates=600)
     attack = RobustSarsa(0.2, seed=0, deterministic=deterministic, **settings).fit(trained, env, Budget(seconds=60))
     noise = mean_return(env, trained.policy, RandomAttack(0.2, seed=0), deterministic)
-    assert mean_return(env, trained.policy, attack, deterministic) < 0.5 * noise
+    assert mean_return(env, trained.policy, attack, deterministic) < 0.7 * noise
 
 
-def test_it_lowers_the_return_on_a_continuous_task(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
+def test_it_lowers_the_return_on_a_continuous_task() -> None:
     """There is no return to lower but by pushing the victim down or over the edge."""
-    policy, env = walk[0], walk_env(n=4)
-    settings: dict[str, Any] = dict(grid=[(0.1, 0.1)], rounds=2, ratios=[0.0, 0.1], transitions=4000, updates=600)
-    attack = RobustSarsa(0.5, seed=0, gamma=GAMMA, **settings).fit(policy, env, Budget(seconds=60))
+    policy, env = linear_victim(-0.8, 0.1), walk_env()
+    settings: dict[str, Any] = dict(grid=[(0.1, 0.1)], rounds=2, ratios=[0.0, 0.1], transitions=2000, updates=400)
+    attack = RobustSarsa(0.8, seed=0, gamma=GAMMA, **settings).fit(policy, env, Budget(seconds=60))
     assert {row[0] for row in attack.tried} == {0, 1, 2}
-    noise = mean_return(env, policy, RandomAttack(0.5, seed=0), False)
-    assert mean_return(env, policy, attack, False) < noise - 4
+    noise = mean_return(env, policy, RandomAttack(0.8, seed=0), False)
+    assert mean_return(env, policy, attack, False) < noise - 10
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -286,7 +281,8 @@ def test_ball_files_and_the_victim(make_policy: MakePolicy, kind: str, norm: str
     env, obs = VecNormalize(walk_env_of(policy)), rng.normal(size=(100, 2)).astype(np.float32)
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     env.reset()
-    count = env.obs_rms.count
+    statistics: Any = env.obs_rms
+    count = statistics.count
     attack = RobustSarsa(0.2, norm, seed=3, deterministic=True, **SMALL | {"ratios": [0.0, 0.2]})
     with pytest.raises(NotFittedError, match="RobustSarsa"):
         attack(policy, obs)
@@ -299,7 +295,7 @@ def test_ball_files_and_the_victim(make_policy: MakePolicy, kind: str, norm: str
     size = np.abs(change).max(axis=1) if norm == "linf" else np.linalg.norm(change, axis=1)
     assert size.max() <= 0.2 and size.max() > 0.19
     assert all(th.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
-    assert all(parameter.grad is None for parameter in policy.parameters()) and env.training and env.obs_rms.count == count
+    assert all(parameter.grad is None for parameter in policy.parameters()) and env.training and statistics.count == count
     with pytest.raises(ValueError, match=r"obs has 4 entries.* 2"):
         attack(make_policy(kind, shape=(4,)), np.zeros((1, 4), np.float32))
 
@@ -398,7 +394,7 @@ def test_nothing_to_learn(make_policy: MakePolicy, counter: Any) -> None:
     """The same reward at every step, and no end that the victim's actions bring about."""
     data = play(linear_victim(), True, 200)
     flat = Transitions(**{**data.arrays(), "rewards": np.ones(200, np.float32), "terminal": np.zeros(200, bool)})
-    with pytest.raises(ValueError, match="200 transitions paid 1.0 and no episode terminated"):
+    with pytest.raises(ValueError, match=r"200 transitions paid 1\.0 and no episode terminated"):
         QLearning(flat, (), Recipe(0.1, 1.0, 0.9, 10, False), seed=0)
     with pytest.raises(ValueError, match="gave 0 transitions"):
         collect(linear_victim(), walk_env(), None, True, 0, lambda count: False)

@@ -24,21 +24,22 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_prune_robust.attacks import MAD, AdversarialVecEnv, Attack, Budget, NotFittedError, RandomAttack
 from sb3_prune_robust.attacks.fitting import read_arrays
-from sb3_prune_robust.attacks.snooping import Snooping
+from sb3_prune_robust.attacks.snooping import Snooping, _Cloning
 
 MakePolicy = Callable[..., ActorCriticPolicy]
+MEAN = np.array([0.3, -0.3, 0.2, -0.5])
 SMALL: dict[str, Any] = dict(pairs=4000, epochs=40)
 
 
 class Noise(gym.Env[Any, Any]):
-    """Observes standard normal numbers, the last one always 3, whatever the action."""
+    """Observes normal numbers, the last one always 3, whatever the action."""
 
     def __init__(self, actions: spaces.Space[Any]) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (5,), np.float32)
         self.action_space = actions
 
     def _observation(self) -> Any:
-        return np.append(self.np_random.normal(size=4), 3.0).astype(np.float32)
+        return np.append(self.np_random.normal(MEAN), 3.0).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -68,9 +69,8 @@ def noise_env(policy: ActorCriticPolicy, n_envs: int = 4) -> DummyVecEnv:
 
 
 def batch(seed: int = 0) -> Any:
-    obs = np.random.default_rng(seed).normal(size=(200, 5)).astype(np.float32)
-    obs[:, 4] = 3.0
-    return obs
+    rng = np.random.default_rng(seed)
+    return np.append(rng.normal(MEAN, size=(200, 4)), np.full((200, 1), 3.0), axis=1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_copy_agrees_with_the_victim(make_policy: MakePolicy, actions: str, 
         policy.action_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
         policy.log_std.data.fill_(-2.0)
     settings: dict[str, Any] = dict(seed=0, deterministic=deterministic)
-    attack = Snooping(0.3, **settings, pairs=8000, epochs=40).fit(policy, noise_env(policy))
+    attack = Snooping(0.3, **settings, epochs=60).fit(policy, noise_env(policy), Budget(8000))
     assert attack._copy is not None
     truth, guess = (p.predict(obs, deterministic=True)[0].reshape(200, -1) for p in (policy, attack._copy))
     if actions == "gaussian":
@@ -108,7 +108,7 @@ def test_the_copy_agrees_with_the_victim(make_policy: MakePolicy, actions: str, 
         spread = np.exp(attack._copy.log_std.detach().numpy())
         assert deterministic or np.all((spread > np.exp(-2.0) * 0.95) & (spread < np.exp(-2.0) * 2.5))
     else:
-        assert np.mean(guess == truth) > 0.85
+        assert np.mean(guess == truth) > 0.8
         assert attack.fidelity > (0.85 if deterministic else 0.4)  # of one that samples nobody can say the choice
     white, black, noise = (moved(policy, obs, a) for a in (MAD(0.3, **settings), attack, RandomAttack(0.3, **settings)))
     assert black - noise > 0.45 * (white - noise) > 0
@@ -293,8 +293,8 @@ def wait_for(path: Path, steps: int) -> None:
     raise AssertionError(f"no {path}")
 
 
-def test_learning_continues_where_it_was(make_policy: MakePolicy, tmp_path: Path) -> None:
-    policy, env = make_policy("gaussian"), None
+def test_learning_continues_where_it_was(make_policy: MakePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy("gaussian")
     env = noise_env(policy)
 
     def fit(epochs_before_stop: float) -> Snooping:
@@ -309,6 +309,10 @@ def test_learning_continues_where_it_was(make_policy: MakePolicy, tmp_path: Path
         fit(0.7)
     epoch = read_arrays(tmp_path / "copy.npz")[0]["epoch"]
     assert 8 <= epoch <= 12
+    numbers = list[int]()
+    raw = _Cloning.epoch
+    monkeypatch.setattr(_Cloning, "epoch", lambda self, number, rate: (numbers.append(number), raw(self, number, rate)))
     attack = fit(2.0)
+    assert numbers == list(range(epoch, 20))
     assert attack.cost is not None and attack.cost.steps == 400
     assert read_arrays(tmp_path / "copy.npz")[0]["epoch"] == 20

@@ -82,7 +82,8 @@ class PGD(GradientAttack):
 
     :param steps: gradient steps of each search
     :param restarts: number of searches
-    :param step_size: length of a step as a fraction of ``eps``
+    :param step_size: length of the first step as a fraction of ``eps``; the others fall in a line towards 0, so that a search
+        that jumps to and fro across a maximum settles
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class PGD(GradientAttack):
         deterministic: bool = False,
         *,
         objective: str | ObjectiveFunction = "mad",
-        steps: int = 20,
-        restarts: int = 5,
-        step_size: float = 0.25,
+        steps: int = 10,
+        restarts: int = 10,
+        step_size: float = 0.5,
         engine: str = "auto",
     ) -> None:
         super().__init__(eps, norm, mask, seed, deterministic, objective=objective, engine=engine)
@@ -113,11 +114,11 @@ class PGD(GradientAttack):
         if not objective.flat_at_center:
             points[: len(ball.center)] = ball.center
         visited, values = [], []
-        for _ in range(self.steps):
+        for i in range(self.steps):
             value, gradient = objective.value_and_gradient(points)
             visited.append(points)
             values.append(value)
-            points = balls.step(points, gradient, self.step_size)
+            points = balls.step(points, gradient, self.step_size * (1 - i / self.steps))
         visited.append(points)
         values.append(objective.value(points))
         return _best(visited, values, len(ball.center))
@@ -157,9 +158,9 @@ class MAD(PGD):
         seed: int | None = None,
         deterministic: bool = False,
         *,
-        steps: int = 20,
-        restarts: int = 5,
-        step_size: float = 0.25,
+        steps: int = 10,
+        restarts: int = 10,
+        step_size: float = 0.5,
         engine: str = "auto",
     ) -> None:
         settings: dict[str, Any] = dict(steps=steps, restarts=restarts, step_size=step_size, engine=engine)
@@ -181,9 +182,9 @@ class CriticAttack(PGD):
         seed: int | None = None,
         deterministic: bool = False,
         *,
-        steps: int = 20,
-        restarts: int = 5,
-        step_size: float = 0.25,
+        steps: int = 10,
+        restarts: int = 10,
+        step_size: float = 0.5,
         engine: str = "auto",
     ) -> None:
         settings: dict[str, Any] = dict(steps=steps, restarts=restarts, step_size=step_size, engine=engine)

@@ -50,28 +50,21 @@ def share(attack: GradientAttack, policy: ActorCriticPolicy, eps: float, seed: i
     return float(found.mean() / best.mean())
 
 
-SEARCHES = [(name, {}) for name in ITERATIVE] + [("mad", {"restarts": 20}), ("critic", {"restarts": 20})]
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("actions", ["gaussian", "categorical"])
-@pytest.mark.parametrize("name, settings", SEARCHES)
+@pytest.mark.parametrize("name", list(ITERATIVE))
 def test_iterative_attacks_reach_the_maximum(
-    make_policy: MakePolicy, name: str, settings: dict[str, int], actions: str, deterministic: bool, norm: str
+    make_policy: MakePolicy, name: str, actions: str, deterministic: bool, norm: str
 ) -> None:
-    """
-    95 % of it: over networks as the attack comes, on every network with more restarts. No attack finds more than the grid
-    has, but for the grid's width.
-    """
+    """95 % of it, on every network, as the attack comes. None finds more than the grid has, but for the grid's width."""
     reached = []
     for seed, eps in enumerate((0.05, 0.3, 1.0)):
         for activation in ACTIVATIONS:
             policy = make_policy(actions, activation, seed, (2,))
-            attack = ITERATIVE[name](eps, norm, seed=seed, deterministic=deterministic, **settings)
+            attack = ITERATIVE[name](eps, norm, seed=seed, deterministic=deterministic)
             reached.append(share(attack, policy, eps, seed))
-    assert (min(reached) if settings else np.mean(reached)) >= 0.95
-    assert 0.85 < min(reached) and max(reached) <= 1.01
+    assert 0.95 <= min(reached) and max(reached) <= 1.01
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -5,6 +5,8 @@ from sb3_prune_robust.attacks.fitting import Budget, Cost, FittedAttack, NotFitt
 from sb3_prune_robust.attacks.gradient import FGSM, MAD, PGD, SGLDMAD, CriticAttack, GradientAttack
 from sb3_prune_robust.attacks.learned import PAAD, SARL, LearnedAttack
 from sb3_prune_robust.attacks.registry import ATTACKS, SUITES, make_attack
+from sb3_prune_robust.attacks.robust_sarsa import RobustSarsa
+from sb3_prune_robust.attacks.snooping import Snooping
 from sb3_prune_robust.attacks.uniform import RandomAttack
 from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
 
@@ -27,5 +29,7 @@ __all__ = [
     "LearnedAttack",
     "NotFittedError",
     "RandomAttack",
+    "RobustSarsa",
+    "Snooping",
     "make_attack",
 ]

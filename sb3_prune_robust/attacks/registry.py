@@ -12,6 +12,8 @@ from sb3_prune_robust.attacks.base import Attack
 from sb3_prune_robust.attacks.fitting import FittedAttack
 from sb3_prune_robust.attacks.gradient import FGSM, MAD, PGD, SGLDMAD, CriticAttack
 from sb3_prune_robust.attacks.learned import PAAD, SARL
+from sb3_prune_robust.attacks.robust_sarsa import RobustSarsa
+from sb3_prune_robust.attacks.snooping import Snooping
 from sb3_prune_robust.attacks.uniform import RandomAttack
 
 #: Attacks by name. A name may be followed by ``#2``, ``#3``, ...: the same attack with another seed.
@@ -22,6 +24,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "mad": MAD,
     "mad-sgld": SGLDMAD,
     "critic": CriticAttack,
+    "robust-sarsa": RobustSarsa,
+    "snooping": Snooping,
     "sa-rl": SARL,
     "pa-ad": PAAD,
     "pa-ad-curriculum": functools.partial(PAAD, curriculum=3.0),
@@ -29,7 +33,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 #: Suites by name: what stands for several attacks.
 SUITES: dict[str, tuple[str, ...]] = {
-    "strong": ("random", "mad", "critic", "pa-ad", "pa-ad-search", "pa-ad-search#2"),
+    "strong": ("random", "mad", "critic", "robust-sarsa", "pa-ad", "pa-ad-search", "pa-ad-search#2"),
 }
 
 

@@ -64,7 +64,8 @@ class RobustSarsa(FittedAttack):
     :param restarts: as in :class:`PGD`
     :param step_size: as in :class:`PGD`
     :param engine: as in :class:`PGD`
-    :ivar tried: after ``fit``: ``(round, eps, reg, ratio, mean return)`` of all that was tried, on episodes of fitting
+    :ivar tried: after ``fit``: ``(round, eps, reg, ratio, mean return)`` of all that was tried, on episodes of fitting; the
+        further ratios come last, with ``rounds`` as their round
     """
 
     default_budget = Budget(seconds=90.0)

@@ -120,6 +120,32 @@ def test_q_is_the_return(walk: tuple[ActorCriticPolicy, Transitions, QFunction])
     np.testing.assert_allclose(found, true, atol=1.5)
 
 
+def test_transitions(walk: tuple[Any, Transitions, QFunction]) -> None:
+    """Each row: the true step, also at the end of an episode; terminal is a fall and nothing else; rows in order."""
+    data = walk[1]
+    x, after, fell = data.states[:, 0], data.next_states[:, 0], np.abs(data.next_states[:, 0]) > 1.2
+    np.testing.assert_allclose(after, x + np.clip(data.actions[:, 0], -1, 1) / 2, atol=1e-5)
+    np.testing.assert_allclose(data.rewards, 3 + x, atol=1e-5)
+    np.testing.assert_array_equal(data.terminal, fell)
+    inside = np.flatnonzero(~data.ends[:-1])
+    np.testing.assert_array_equal(data.states[inside + 1], data.next_states[inside])
+    np.testing.assert_array_equal(data.actions[inside + 1], data.next_actions[inside])
+    assert (data.ends & ~fell).sum() > 20 and np.abs(data.actions).max() > 2 and data.terminal.any()
+
+
+def test_q_in_units_of_the_victim() -> None:
+    """What comes out is what was learned, whatever the means and spreads of states and actions."""
+    rng, flags = np.random.default_rng(0), np.zeros(100, bool)
+    states, actions = rng.normal(3, 5, size=(100, 4)).astype(np.float32), rng.normal(-2, 7, size=(100, 3)).astype(np.float32)
+    data = Transitions(states, actions, rng.normal(9, 2, size=100).astype(np.float32), states, actions, flags, flags)
+    learning = QLearning(data, (), Recipe(0.1, 1.0, 0.9, 10, False), seed=0)
+    inside = learning.values(learning.body, learning.inputs, learning.actions).detach().numpy()
+    np.testing.assert_allclose(
+        learning.function()(states, actions), learning.offset + learning.scale * inside, rtol=1e-4, atol=1e-4
+    )
+    assert learning.offset == pytest.approx(10 * data.rewards.mean())
+
+
 def test_a_fall_is_worth_nothing(walk: tuple[ActorCriticPolicy, Transitions, QFunction]) -> None:
     policy, _, q = walk
     fall, stay = q(np.array([[1.1, 1.0]] * 2, np.float32), np.array([[0.9], [-0.9]], np.float32))

@@ -22,7 +22,9 @@ import torch as th
 from victims import VICTIMS, folder_and_names, load_victim
 
 from sb3_prune_robust import worst_case
+from sb3_prune_robust.attacks import RobustSarsa
 from sb3_prune_robust.evaluation.audit import versions
+from sb3_prune_robust.evaluation.worst_case import WorstCase
 
 ROOT = Path(__file__).parents[1]
 ROWS, TABLE = ROOT / "docs" / "results" / "adversaries.jsonl", ROOT / "docs" / "results" / "adversaries.md"
@@ -45,11 +47,12 @@ def run(folder: Path, names: list[str]) -> None:
             continue
         policy, venv, eps = load_victim(folder, name, N_ENVS)
         start = time.perf_counter()
+        legacy = RobustSarsa(eps, seed=SEED, deterministic=True, legacy=True, rounds=1, ratios=(0.0,))
         kept = ROOT / "runs" / "adversaries" / name
-        found = worst_case(policy, venv, "strong", eps, N_EPISODES, deterministic=True, seed=SEED, folder=kept)
-        attacks = {attack: {"returns": np.round(one.returns, 1).tolist()} for attack, one in found.episodes.items()}
-        for attack, cost in found.cost.items():
-            attacks[attack] |= {"steps": cost.steps, "seconds": round(cost.seconds, 1)}
+        found = worst_case(
+            policy, venv, ["strong", legacy], eps, N_EPISODES, deterministic=True, seed=SEED, folder=kept, progress_bar=True
+        )
+        attacks = {attack: record(found, attack) for attack in found.episodes}
         row = {
             "victim": name,
             "env": VICTIMS[name][0],
@@ -62,6 +65,17 @@ def run(folder: Path, names: list[str]) -> None:
         with open(ROWS, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{name}: clean {found.clean.returns.mean():.0f}, worst {found.mean:.0f} ({found.attack})", flush=True)
+
+
+def record(found: WorstCase, name: str) -> dict[str, Any]:
+    """Every return under an attack, what learning took, and, of Robust Sarsa, all that it tried."""
+    cell: dict[str, Any] = {"returns": np.round(found.episodes[name].returns, 1).tolist()}
+    if name in found.cost:
+        cell |= {"steps": found.cost[name].steps, "seconds": round(found.cost[name].seconds, 1)}
+    attack = found.attacks[name]
+    if isinstance(attack, RobustSarsa):
+        cell |= {"legacy": attack.legacy, "tried": np.round(attack.tried, 2).tolist()}
+    return cell
 
 
 def rows() -> list[dict[str, Any]]:
@@ -85,8 +99,9 @@ def table(results: list[dict[str, Any]]) -> str:
     lines.append("| none | " + " | ".join(shown(found[name]["clean"]) for name in names) + " |")
     for attack in attacks:
         cells = [found[name]["attacks"].get(attack) for name in names]
+        label = "robust-sarsa, legacy form" if any(cell.get("legacy") for cell in cells if cell) else attack
         lines.append(
-            f"| {attack} | "
+            f"| {label} | "
             + " | ".join("-" if cell is None else shown(cell["returns"]) + cost(cell) for cell in cells)
             + " |"
         )

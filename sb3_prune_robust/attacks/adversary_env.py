@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,52 @@ Array = npt.NDArray[Any]
 CLIP = 5.0  # what the adversary observes is clipped to this: an outlier would saturate its network
 
 
-def features(observations: Array) -> Array:
+@dataclass(frozen=True)
+class View:
     """
-    What an adversary's network receives: observations as the victim would receive them, flattened and clipped.
+    What an adversary's network receives: observations flattened, standardised and clipped.
 
-    :param observations: shape ``(n, *shape)``
-    :return: float32, shape ``(n, d)``
+    :param mean: subtracted from the observation, shape ``(d,)``
+    :param spread: divides it, shape ``(d,)``
     """
-    return np.clip(observations.reshape(len(observations), -1), -CLIP, CLIP).astype(np.float32, copy=False)
+
+    mean: Array
+    spread: Array
+
+    def __call__(self, observations: Array) -> Array:
+        """
+        The view of true observations as the victim would receive them.
+
+        :param observations: shape ``(n, *shape)``
+        :return: float32, shape ``(n, d)``
+        """
+        flat = (observations.reshape(len(observations), -1) - self.mean) / self.spread
+        return np.clip(flat, -CLIP, CLIP).astype(np.float32, copy=False)
+
+    @classmethod
+    def plain(cls, size: int) -> View:
+        """Of observations that are normalised already."""
+        return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
+
+    @classmethod
+    def measured(cls, rows: Array) -> View:
+        """
+        Standardised by observations that were seen.
+
+        :param rows: shape ``(n, *shape)``; what never varied in them is only centred
+        """
+        flat = rows.reshape(len(rows), -1).astype(np.float64)
+        mean, spread = flat.mean(axis=0), flat.std(axis=0)
+        spread = np.where(spread > 1e-6 * (1.0 + np.abs(mean)), spread, 1.0)
+        return cls(mean.astype(np.float32), spread.astype(np.float32))
 
 
 class AdversaryVecEnv(VecEnvWrapper):
     """
     Environments in which an adversary acts (the MDP of the optimal adversary, Zhang et al. 2021).
 
-    Observation: the true observation, flattened and clipped. Action: the adversary's, which ``perturb`` turns into a perturbed
-    observation, which the victim acts on. Reward: minus the victim's. Episodes end as the victim's do.
+    Observation: the true observation in the adversary's :class:`View`. Action: the adversary's, which ``perturb`` turns into a
+    perturbed observation, which the victim acts on. Reward: minus the victim's. Episodes end as the victim's do.
 
     :param venv: environments as the victim was trained in, rewards raw
     :param policy: the victim
@@ -41,6 +72,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         it has (:attr:`scale`, for a curriculum) to perturbed observations
     :param deterministic: the victim plays its mode
     :param seed: of the victim's own noise
+    :param view: the adversary's; ``None``: of observations that are normalised already
     """
 
     def __init__(
@@ -51,10 +83,12 @@ class AdversaryVecEnv(VecEnvWrapper):
         perturb: Callable[[Array, Array, float], Array],
         deterministic: bool,
         seed: int,
+        view: View | None = None,
     ) -> None:
         size = int(np.prod(venv.observation_space.shape or ()))
         super().__init__(venv, spaces.Box(-CLIP, CLIP, (size,), np.float32), action_space)
         self.perturb = perturb
+        self.view = view or View.plain(size)
         self.scale = 1.0
         self._act = Actor(policy, deterministic)
         self._streams = [np.random.default_rng(seed)] * venv.num_envs
@@ -62,7 +96,7 @@ class AdversaryVecEnv(VecEnvWrapper):
 
     def reset(self) -> Array:
         self.true = np.array(self.venv.reset())
-        return features(self.true)
+        return self.view(self.true)
 
     def step_async(self, actions: Array) -> None:
         perturbed = self.perturb(self.true, actions, self.scale)
@@ -71,6 +105,7 @@ class AdversaryVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
         self.true = np.array(observations)
+        infos = list(infos)  # SubprocVecEnv's is a tuple
         for i in np.flatnonzero(dones):  # what bootstraps the value at a time limit
-            infos[i] = {**infos[i], "terminal_observation": features(np.array([infos[i]["terminal_observation"]]))[0]}
-        return features(self.true), -rewards, dones, infos
+            infos[i] = {**infos[i], "terminal_observation": self.view(np.array([infos[i]["terminal_observation"]]))[0]}
+        return self.view(self.true), -rewards, dones, infos

@@ -89,7 +89,7 @@ class Attack(ABC):
         :raises TypeError: if the policy or the type of ``obs`` is not supported
         """
         policy = getattr(policy, "policy", policy)
-        center = _check_obs(policy, obs)
+        center = check_obs(policy, obs)
         ball = self._ball(center)
         if len(center) and ball.eps.any():
             points = self._checked(self.perturb(policy, ball), ball.center)
@@ -150,7 +150,16 @@ def _fit(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     return array if array.ndim == 0 else array.reshape(shape)
 
 
-def _check_obs(policy: Any, obs: Array | th.Tensor) -> Array:
+def check_obs(policy: Any, obs: Any) -> Array:
+    """
+    Observations as attacks take them.
+
+    :param policy: the victim
+    :param obs: float32 or float64, shape ``(n, *observation_space.shape)``
+    :return: the same as an array
+    :raises TypeError: for another type, or a policy whose observations are no Box
+    :raises ValueError: for another shape, NaN or infinite entries
+    """
     space = getattr(policy, "observation_space", None)
     if space is None:
         raise TypeError(f"policy must be an SB3 policy or algorithm, got {type(policy).__name__}")

@@ -50,7 +50,7 @@ class Director:
         """
         A copy of the actor of an SB3 policy.
 
-        :param policy: of PPO, A2C, TRPO, SAC, TQC, TD3 or DDPG, with a plain MLP as actor
+        :param policy: of PPO, A2C, TRPO, SAC, TQC or TD3, with a plain MLP as actor
         :raises UnsupportedNetworkError: for any other
         """
         bound = float(policy.action_space.high.flat[0])

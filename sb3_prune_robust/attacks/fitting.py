@@ -17,15 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize, unwrap_vec_wrapper
 from typing_extensions import Self
 
-from sb3_prune_robust.attacks.base import Array, Attack
+from sb3_prune_robust.attacks.base import Array, Attack, check_obs
 from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
 from sb3_prune_robust.network import UnsupportedNetworkError
 
-_SEEDS_OF_FITTING = 2**30  # evaluations count their episodes' seeds from small numbers: fitting must not see those episodes
+FIRST_SEED_OF_FITTING = (
+    2**30
+)  # evaluations count their episodes' seeds from small numbers: fitting must not see those episodes
 FORMAT = 1  # of the files
+
+
+LONGEST_EPISODE = 100_000  # steps; an agent that an attack keeps from its goal may never come to an end
+
+
+class NothingToLearnError(ValueError):
+    """The victim's play taught the attack nothing: there is no attack, and no attacked return to report."""
 
 
 class NotFittedError(RuntimeError):
@@ -48,10 +57,12 @@ class Cost:
 @dataclass(frozen=True)
 class Budget:
     """
-    What fitting may take; with both limits, whichever is reached first.
+    What fitting may take; with both limits, whichever is reached first. An episode that has begun is played to its end, so a
+    budget of a few episodes is exceeded; :attr:`FittedAttack.cost` tells.
 
     :param steps: environment steps; reproducible
-    :param seconds: CPU seconds of the process; how far one gets depends on the machine
+    :param seconds: CPU seconds of the process (not of the children of a ``SubprocVecEnv``); how far one gets depends on the
+        machine
     :raises ValueError: if neither is given, or one is not positive
     """
 
@@ -182,8 +193,9 @@ class FittedAttack(Attack):
         :param env: environments as the victim was trained in, with VecNormalize where it was used; several at a time are
             faster (8 to 32)
         :param budget: what it may take; ``None``: the class's ``default_budget``
-        :param checkpoint: a folder in which to save as it goes; if it holds a checkpoint of this very fit (same attack, same
-            budget), it is continued. ``None``: none
+        :param checkpoint: a folder in which to save as it goes; if it holds a checkpoint of this fit (same attack, victim and
+            environments), it is continued, with a larger budget as well. ``None``: none. Checkpoints hold SB3's own files,
+            which run code when they are loaded: keep them to yourself, and share what :meth:`save` writes
         :param on_progress: called now and then with the share of the budget that is used
         :return: the attack itself
         :raises ValueError: if environment and victim do not fit together, or the checkpoint is of another fit
@@ -200,6 +212,7 @@ class FittedAttack(Attack):
         policy.set_training_mode(False)
         with frozen(env):
             AdversarialVecEnv(env, model, self)  # refuses what does not fit together
+            check_obs(policy, env.reset())
             meter = Meter(budget or self.default_budget)
             self._fit(policy, env, meter, folder, on_progress or _nothing)
         self.cost = meter.cost
@@ -223,7 +236,7 @@ class FittedAttack(Attack):
     def _restore(self, arrays: Mapping[str, Array]) -> None:
         """Take what was learned from :meth:`_arrays`."""
 
-    def _identity(self, policy: Any, env: VecEnv, meter: Meter) -> dict[str, Any]:
+    def _identity(self, policy: Any, env: VecEnv) -> dict[str, Any]:
         """What tells one fit from another, as JSON gives it back."""
         parts = [tensor.detach().cpu().numpy() for tensor in policy.state_dict().values()]
         normalizer = unwrap_vec_normalize(env)
@@ -231,7 +244,7 @@ class FittedAttack(Attack):
             statistics: Any = normalizer.obs_rms
             parts += [statistics.mean, statistics.var]
         digest = hashlib.sha256(b"".join(part.tobytes() for part in parts))
-        fit = {"attack": type(self).__name__, "victim": digest.hexdigest(), "budget": asdict(meter.budget)}
+        fit = {"attack": type(self).__name__, "victim": digest.hexdigest(), "env": _describe(env)}
         identity: dict[str, Any] = json.loads(json.dumps({**fit, **self._common(), **self._settings()}))
         return identity
 
@@ -248,7 +261,7 @@ class FittedAttack(Attack):
     def _fit_seeds(self, n: int) -> list[int]:
         """``n`` seeds for environments, from this attack's own, that no evaluation uses."""
         rng = np.random.default_rng(self.seed)
-        return [_SEEDS_OF_FITTING + int(number) for number in rng.integers(0, 2**29, size=n)]
+        return [FIRST_SEED_OF_FITTING + int(number) for number in rng.integers(0, 2**29, size=n)]
 
     def save(self, path: str | Path) -> None:
         """
@@ -284,6 +297,17 @@ class FittedAttack(Attack):
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error!r} where a fitted {found.__name__} was expected") from error
         return attack
+
+
+def _describe(env: VecEnv) -> str:
+    """What is known of environments from outside: wrappers, how many, ids and arguments."""
+    chain, one = [], env
+    while isinstance(one, VecEnvWrapper):
+        settings = {name: getattr(one, name) for name in ("clip_obs", "epsilon", "norm_obs") if name in vars(one)}
+        chain.append(f"{type(one).__name__}{settings}")
+        one = one.venv
+    specs = [None if spec is None else (spec.id, spec.kwargs) for spec in env.get_attr("spec")]
+    return f"{chain} {env.num_envs} {env.env_method('__str__')[:1]} {specs[:1]}"
 
 
 def _nothing(progress: float) -> None:
@@ -364,11 +388,32 @@ def attacked_returns(
     """
     env.seed(seed)
     attacked = AdversarialVecEnv(env, policy, attack)
+
+    def check_length(running: dict[str, Any], _: Any) -> None:
+        check_episode(int(running["current_lengths"].max()))
+
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)  # of the victim's own noise
         returns, _ = evaluate_policy(
-            policy, attacked, n_episodes, deterministic=deterministic, return_episode_rewards=True, warn=False
+            policy,
+            attacked,
+            n_episodes,
+            deterministic=deterministic,
+            callback=check_length,
+            return_episode_rewards=True,
+            warn=False,
         )
     if meter is not None:
         meter.add(attacked.n_perturbed - env.num_envs)
     return np.array(returns)
+
+
+def check_episode(length: int) -> None:
+    """
+    Refuse an episode that does not end.
+
+    :param length: steps so far
+    :raises ValueError: above :data:`LONGEST_EPISODE`
+    """
+    if length > LONGEST_EPISODE:
+        raise ValueError(f"env: an episode under attack went on for more than {LONGEST_EPISODE} steps; give env a time limit")

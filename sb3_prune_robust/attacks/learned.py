@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, features
+from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, View
 from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.director import Director
@@ -24,6 +26,7 @@ from sb3_prune_robust.attacks.search import PushSearch
 
 MOST_SEARCH = 0.9 * LEARNING_SHARE
 PUSH_SIZE = 2.0
+VIEW_STEPS = 2000  # of clean play, to see how large the observations are where they are not normalised
 ROUNDS = 4  # at most, of an episode in each environment for each candidate
 
 
@@ -62,6 +65,7 @@ class LearnedAttack(FittedAttack):
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.curriculum = float(curriculum)
         self._director: Director | None = None
+        self._view = View.plain(1)
 
     @abstractmethod
     def _action_space(self, policy: Any) -> spaces.Box:
@@ -74,11 +78,20 @@ class LearnedAttack(FittedAttack):
     def perturb(self, policy: Any, ball: Ball) -> Array:
         self._check_fitted()
         assert self._director is not None
-        return self._move(policy, ball, self._director(features(ball.center)))
+        size = len(self._view.mean)
+        if ball.center.shape[1] != size:
+            raise ValueError(f"obs has {ball.center.shape[1]} entries; this attack was fitted on a victim that has {size}")
+        return self._move(policy, ball, self._director(self._view(ball.center)))
 
-    def _fit(
-        self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: Callable[[float], object]
-    ) -> None:
+    def environment(self, model: Any, env: VecEnv) -> AdversaryVecEnv:
+        """
+        The adversary's own decision problem, to be learned by any algorithm; :meth:`fit` learns it by ``algorithm``.
+
+        :param model: the victim: an SB3 policy, or an algorithm that has one
+        :param env: environments as the victim was trained in, rewards raw
+        """
+        policy = getattr(model, "policy", model)
+
         def moved(observations: Array, actions: Array, scale: float) -> Array:
             ball = self._ball(observations)
             if scale != 1.0:
@@ -86,25 +99,55 @@ class LearnedAttack(FittedAttack):
                 ball = BALLS[self.norm](ball.center, eps, round_down(eps, ball.center.dtype))
             return ball.project(self._move(policy, ball, actions)).reshape(observations.shape)
 
+        seed = self._fit_seeds(1)[0]
+        return AdversaryVecEnv(env, policy, self._action_space(policy), moved, self.deterministic, seed, self._view)
+
+    def _fit(
+        self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: Callable[[float], object]
+    ) -> None:
         seeds = self._fit_seeds(2)
-        adversary = AdversaryVecEnv(env, policy, self._action_space(policy), moved, self.deterministic, seeds[0])
-        under_way = Fit(meter, checkpoint, self._identity(policy, env, meter), on_progress)
+        under_way = Fit(meter, checkpoint, self._identity(policy, env), on_progress)
+        self._view = self._measured(policy, env, under_way, seeds[0])
+        adversary = self.environment(policy, env)
         candidates = self._prepare(policy, adversary, under_way, seeds[0])
         curriculum, start = (self.curriculum, 0.0) if not candidates else (1.0, meter.progress)
         learner = Learner(self.algorithm, self.algorithm_kwargs, adversary, under_way, curriculum, seeds[0], start)
-        self._choose(candidates + learner.run(), policy, env, meter, seeds[1])
+        candidates += learner.run()
+        if not candidates:
+            raise ValueError(f"budget {meter.budget} ended before the first update of {self.algorithm!r}: nothing was learned")
+        self._choose(candidates, policy, env, meter, seeds[1])
+
+    def _measured(self, policy: Any, env: VecEnv, fit: Fit, seed: int) -> View:
+        """The adversary's view: as it is where VecNormalize normalises, else by a short clean play."""
+        normalizer = unwrap_vec_normalize(env)
+        size = int(np.prod(policy.observation_space.shape))
+        if normalizer is not None and normalizer.norm_obs:
+            return View.plain(size)
+        saved = fit.load("view")
+        if saved is not None:
+            return View(**saved[1])
+        env.seed(seed)
+        actor, streams = Actor(policy, self.deterministic), [np.random.default_rng(seed)] * env.num_envs
+        rows = [np.array(env.reset())]
+        steps = VIEW_STEPS if fit.meter.budget.steps is None else min(VIEW_STEPS, fit.meter.budget.steps // 20)
+        for _ in range(steps // env.num_envs):
+            rows.append(np.array(env.step(actor(rows[-1], streams)[0])[0]))
+            fit.meter.add(env.num_envs)
+        view = View.measured(np.concatenate(rows))
+        fit.save("view", {}, asdict(view))
+        return view
 
     def _prepare(self, policy: Any, adversary: AdversaryVecEnv, fit: Fit, seed: int) -> list[Director]:
         """What comes before learning; gives directors that are candidates already. The curriculum is over after it."""
         return []
 
     def _choose(self, candidates: list[Director], policy: Any, env: VecEnv, meter: Meter, seed: int) -> None:
-        """Keep the director under which the victim's mean return is lowest, over as many episodes as the budget lets play."""
+        """Keep the director under which the victim's mean return is lowest: a round at least, more as the budget lets."""
         returns: dict[int, list[float]] = {}
-        self.cost = meter.cost
+        self.cost = meter.cost  # so that it can be played
         rounds = [(k, i) for k in range(ROUNDS) for i in reversed(range(len(candidates)))]  # the last learned comes first
         for k, i in rounds:
-            if returns and meter.progress >= 1:
+            if k and meter.progress >= 1:
                 break
             self._director = candidates[i]
             played = attacked_returns(
@@ -118,10 +161,12 @@ class LearnedAttack(FittedAttack):
 
     def _arrays(self) -> dict[str, Array]:
         assert self._director is not None
-        return self._director.arrays()
+        return {**self._director.arrays(), "mean": self._view.mean, "spread": self._view.spread}
 
     def _restore(self, arrays: Mapping[str, Array]) -> None:
-        self._director = Director.of(arrays)
+        self._director, self._view = Director.of(arrays), View(arrays["mean"], arrays["spread"])
+        if not self._view.mean.shape == self._view.spread.shape == (self._director.network.n_inputs,):
+            raise ValueError(f"these arrays are no adversary: a view of {self._view.mean.shape} and other weights")
 
 
 class SARL(LearnedAttack):
@@ -149,7 +194,7 @@ class PAAD(LearnedAttack):
 
     With ``search``, a push ``d = b + c f(s)`` that holds all episode long is searched for first
     (:class:`~sb3_prune_robust.attacks.search.PushSearch`), in the curriculum if there is one, and the director learns what to
-    add to it: far better than either where an agent is robust (``docs/adversaries.md``).
+    add to it: stronger on robust agents and on walkers, weaker where a steady push ends in a trap (``docs/adversaries.md``).
 
     :param steps: gradient steps of the actor
     :param search: share of the budget for that search; 0: none

@@ -21,7 +21,7 @@ from torch import nn
 
 from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv
 from sb3_prune_robust.attacks.director import Array, Director
-from sb3_prune_robust.attacks.fitting import Fit
+from sb3_prune_robust.attacks.fitting import Budget, Fit
 from sb3_prune_robust.attacks.search import curriculum_scale
 
 #: SB3 algorithms that can learn an adversary, by name.
@@ -39,22 +39,26 @@ def is_off_policy(algorithm: str) -> bool:
     return issubclass(ALGORITHMS[algorithm], OffPolicyAlgorithm)
 
 
-def defaults(algorithm: str, n_envs: int) -> dict[str, Any]:
+def defaults(algorithm: str, n_envs: int, budget: Budget) -> dict[str, Any]:
     """
     Arguments of an algorithm for learning an adversary, the same for every victim.
 
     :param algorithm: a key of :data:`ALGORITHMS`
     :param n_envs: number of environments
+    :param budget: where it is in few steps, rollouts are shorter, so that something is learned
     """
-    if algorithm == "ppo":
-        network = dict(activation_fn=nn.Tanh, net_arch=[64, 64])
-        steps = 8 * max(4, 512 // n_envs)  # 4096 steps of all environments together, in eight minibatches
-        return dict(
-            n_steps=steps, batch_size=steps * n_envs // 8, n_epochs=10, target_kl=0.033, gamma=GAMMA, policy_kwargs=network
-        )
     if is_off_policy(algorithm):
-        return dict(buffer_size=300_000, learning_starts=2000, train_freq=1, gradient_steps=1, gamma=GAMMA)
-    return dict(gamma=GAMMA)
+        start = 2000 if budget.steps is None else min(2000, budget.steps // 5)
+        return dict(buffer_size=300_000, learning_starts=start, train_freq=1, gradient_steps=1, gamma=GAMMA)
+    if algorithm == "a2c":
+        return dict(gamma=GAMMA)
+    size = 4096 if budget.steps is None else min(4096, budget.steps // 5)  # steps of all environments in a rollout
+    steps = 8 * max(1, size // (8 * n_envs))
+    common = dict(n_steps=steps, batch_size=steps * n_envs // 8, gamma=GAMMA)
+    if algorithm == "trpo":
+        return common
+    network = dict(activation_fn=nn.Tanh, net_arch=[64, 64])
+    return dict(n_epochs=10, target_kl=0.033, policy_kwargs=network, **common)
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.kept: dict[float, Director] = {}
-        self.normalized = VecNormalize(self.env, norm_obs=False, gamma=GAMMA)
+        self.normalized = VecNormalize(self.env, norm_obs=False, gamma=self.settings.get("gamma", GAMMA))
 
     @property
     def progress(self) -> float:
@@ -93,19 +97,24 @@ class Learner:
         """
         Learn until the budget's share is used.
 
-        :return: the candidates: the director at each of :data:`CANDIDATES` and at the end
+        :return: the candidates: the director at each of :data:`CANDIDATES` and at the end; none if the budget did not reach as
+            far as a first update, which would have learned nothing
         """
         with _own_random_numbers():
             model = self._load() or self._new()
             Director.read(model.policy)  # what cannot be read is refused now, not after learning
-            if 1.0 not in self.kept:
+            if 1.0 not in self.kept or self.progress < 1:  # below 1: continued with a larger budget
+                self.kept.pop(1.0, None)
                 model.learn(_FOREVER, callback=_Watch(self), reset_num_timesteps=False)
+                if not model._n_updates:
+                    return []
                 self.kept[1.0] = Director.read(model.policy)
                 self.save(model)
         return list(self.kept.values())
 
     def _new(self) -> BaseAlgorithm:
-        settings = {**defaults(self.algorithm, self.env.num_envs), **self.settings, "learning_rate": self._learning_rate()}
+        usual = defaults(self.algorithm, self.env.num_envs, self.fit.meter.budget)
+        settings = {**usual, **self.settings, "learning_rate": self._learning_rate()}
         return ALGORITHMS[self.algorithm]("MlpPolicy", self.normalized, seed=self.seed, device="cpu", **settings)
 
     def _learning_rate(self) -> Any:

@@ -152,6 +152,10 @@ class QDescent(PGD):
         """MAD's objective."""
         if nvec:
             return (Margin if self.deterministic else CategoricalKL)(outputs, nvec)
+        if policy.use_sde and not self.deterministic:
+            raise UnsupportedNetworkError(
+                "gSDE's covariance depends on the state, so MAD has no weight here; give ratios=(0.0,)"
+            )
         std = np.exp(policy.log_std.detach().cpu().numpy()) if not self.deterministic else np.ones_like(outputs[0])
         return SquaredDifference(outputs, std**-2)
 

@@ -49,7 +49,7 @@ def expand(names: Sequence[str]) -> tuple[str, ...]:
 def is_known(name: str) -> bool:
     """Whether a name is that of an attack."""
     base, hash_sign, number = name.partition("#")
-    return base in ATTACKS and (not hash_sign or (number.isdecimal() and int(number) >= 1))
+    return base in ATTACKS and (not hash_sign or (number.isdecimal() and int(number) >= 2 and number == str(int(number))))
 
 
 def is_fitted_attack(name: str) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch as th
 from torch import nn
 
+from sb3_prune_robust.attacks.fitting import NothingToLearnError
 from sb3_prune_robust.attacks.transitions import Transitions
 from sb3_prune_robust.network import TANH, Network
 
@@ -120,7 +121,7 @@ class QLearning:
     :param nvec: number of choices of each categorical; empty for ``Box`` actions
     :param recipe: how
     :param seed: of the first weights and of the batches
-    :raises ValueError: if rewards never differ and no episode terminates: any two actions would be worth the same
+    :raises NothingToLearnError: if rewards never differ and no episode terminates: any two actions would be worth the same
     """
 
     def __init__(self, data: Transitions, nvec: tuple[int, ...], recipe: Recipe, seed: int) -> None:
@@ -130,7 +131,7 @@ class QLearning:
         self.rng = np.random.default_rng(seed)
         self.scale = float(data.returns(recipe.gamma).std())
         if not data.informative(recipe.gamma):
-            raise ValueError(
+            raise NothingToLearnError(
                 f"all {len(data.rewards)} transitions paid {data.rewards[0]} and no episode terminated, under MAD, too: every "
                 "action is worth the same; give a longer budget or a larger eps"
             )

@@ -48,8 +48,8 @@ class RobustSarsa(FittedAttack):
     Q is learned (one-step Sarsa with the true successors, those at a time limit, too, a target network, and the bound on
     ``|Q(s, a') - Q(s, a)|`` in a ball of actions as a penalty) and played. The Q under which the victim returns least is kept,
     then the best of the ratios with it. Where every step pays the same and the victim never fails, there is nothing to learn,
-    and the first round is played under :class:`MAD`; if it does not fail there, either, that raises ``ValueError``. Needs an
-    ``ActorCriticPolicy``. Other arguments as in :class:`Attack`.
+    and the first round is played under :class:`MAD`; if it does not fail there, either, that raises
+    ``NothingToLearnError``. Needs an ``ActorCriticPolicy``. Other arguments as in :class:`Attack`.
 
     :param grid: pairs of ``(eps, reg)`` to try, in this order, as many as the budget lets: the ball's radius (in standard
         deviations of the victim's actions; for categoricals the probability of another choice) and the penalty's weight
@@ -109,7 +109,7 @@ class RobustSarsa(FittedAttack):
         return self._descent.perturb(policy, ball)
 
     def _fit(self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: OnProgress) -> None:
-        fit = Fit(meter, checkpoint, self._identity(policy, env, meter), on_progress)
+        fit = Fit(meter, checkpoint, self._identity(policy, env), on_progress)
         self.tried, self._slowest = [], 0.0
         self._seeds = self._fit_seeds(1 + self.rounds * (1 + len(self.grid)))
         best: Candidate | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, Array
-from sb3_prune_robust.attacks.fitting import Meter
+from sb3_prune_robust.attacks.fitting import Meter, check_episode
 
 POPULATION, ELITE, VETERANS = 48, 8, 8  # candidates of a generation, how many shape the next, how many are tried again
 PACE, LEAST_SPREAD = 0.7, 0.1
@@ -71,7 +71,7 @@ class PushSearch:
         on_progress: Callable[[float], object],
     ) -> Array:
         """
-        Search until a share of the budget is used.
+        Search until a share of the budget is used; one generation is played, however small that is.
 
         :param env: the adversary's environment
         :param direct: from pushes, one for each environment, and true observations to the adversary's actions ``(n, k)``
@@ -84,10 +84,13 @@ class PushSearch:
         for start, end, multiple in ((0.0, share / 2, 1.0), (share / 2, share, curriculum)):
             self.mean, self.spread = np.zeros(self.n_parameters), np.ones(self.n_parameters)
             self.known: list[Candidate] = []  # at eps itself: returns under another say nothing
-            while meter.progress < end:
-                env.scale = curriculum_scale(multiple, (meter.progress - start) / (end - start))
+            searched = False
+            while meter.progress < end or not (searched or self.finalists):
+                env.scale, searched = curriculum_scale(multiple, (meter.progress - start) / (end - start)), True
                 self._generation(env, direct, meter)
                 on_progress(meter.progress)
+            if not searched:
+                continue  # the first search used the budget of both
             tried_again = [candidate for candidate in self.known if len(candidate.returns) > 1]
             best = sorted(tried_again, key=lambda candidate: candidate.mean)[:FINALISTS]
             self.finalists += [self.mean, *(candidate.push for candidate in best)]
@@ -124,7 +127,10 @@ def _try(group: list[Candidate], env: AdversaryVecEnv, direct: Direct, meter: Me
     pushes = np.resize(np.array([candidate.push for candidate in group]), (env.num_envs, len(group[0].push)))
     returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     env.reset()
+    length = 0
     while running[: len(group)].any():
+        length += 1
+        check_episode(length)
         _, rewards, dones, _ = env.step(direct(pushes, env.true))
         returns -= running * rewards  # the adversary's reward is minus the victim's
         running &= ~dones

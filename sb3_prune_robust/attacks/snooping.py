@@ -84,7 +84,7 @@ class Snooping(FittedAttack):
 
     def _fit(self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: OnProgress) -> None:
         nvec = _choices(policy.action_space)
-        fit = Fit(meter, checkpoint, self._identity(policy, env, meter), on_progress)
+        fit = Fit(meter, checkpoint, self._identity(policy, env), on_progress)
         seeds = self._fit_seeds(2)
         observations, actions = self._watch(policy, env, fit, seeds[0])
         if len(observations) < _FEWEST:
@@ -280,7 +280,8 @@ def _new_policy(n_inputs: int, n_outputs: int, nvec: tuple[int, ...]) -> ActorCr
     seen = spaces.Box(-np.inf, np.inf, (n_inputs,), np.float32)
     done = spaces.MultiDiscrete(list(nvec)) if nvec else spaces.Box(-np.inf, np.inf, (n_outputs,), np.float32)
     network: dict[str, Any] = dict(activation_fn=nn.Tanh, net_arch=dict(pi=[64, 64], vf=[]))
-    policy = ActorCriticPolicy(seen, done, lambda _: _LEARNING_RATE, **network)
+    with th.random.fork_rng(devices=[]):  # the first weights are random, and replaced in every use but one, which seeds
+        policy = ActorCriticPolicy(seen, done, lambda _: _LEARNING_RATE, **network)
     policy.set_training_mode(False)
     return policy
 

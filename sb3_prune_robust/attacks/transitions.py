@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.attacks.base import Attack
 from sb3_prune_robust.attacks.engines import NetworkReader, policy_outputs
+from sb3_prune_robust.attacks.fitting import NothingToLearnError
 
 Array = npt.NDArray[Any]
 _FEWEST = 2  # transitions
@@ -72,14 +73,14 @@ def collect(
     :param deterministic: it plays its mode
     :param seed: of the episodes and of the victim's noise
     :param may_go_on: from the number of transitions so far to whether one more of each environment may be played
-    :raises ValueError: if not even two were
+    :raises NothingToLearnError: if not even two were
     """
     rows: list[tuple[Array, ...]] = []
     playing = _play(_Victim(policy, attack, deterministic, seed), env, seed)
     while may_go_on(len(rows) * env.num_envs):
         rows.append(next(playing))
     if len(rows) * env.num_envs < _FEWEST:
-        raise ValueError(
+        raise NothingToLearnError(
             f"the budget gave {len(rows) * env.num_envs} transitions to learn from; at least {_FEWEST} are needed"
         )
     rows[-1][-1][:] = True

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.attacks import Cost
+from sb3_prune_robust.attacks.fitting import NothingToLearnError
 from sb3_prune_robust.evaluation.held_out import HeldOut, Watch, budget_of, size_of
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
 from sb3_prune_robust.evaluation.settings import Settings
@@ -44,7 +45,7 @@ class Cell:
 
     :param clean: without attack
     :param attacked: by attack, at ``eps``
-    :param skipped: attacks that changed nothing, and why
+    :param skipped: attacks that changed nothing or found nothing to learn, and why
     :param costs: by attack that is learned, what fitting it on each agent took
     :param curve: by radius, under the attacks of :meth:`worst_attacks`; empty for agents that are not certified
     :param smoothed: without attack, the mode played on observations with noise added; empty unless asked for
@@ -160,7 +161,7 @@ def play_cell(agents: Sequence[Agent], level: float, settings: Settings, mode: s
     for name in settings.attacks:
         try:
             played = [one.named(name, settings.eps, settings.norm) for one in held_out]
-        except NoAttackError as error:
+        except (NoAttackError, NothingToLearnError) as error:
             cell.skipped[name] = str(error)
             continue
         cell.attacked[name] = [one.episodes for one in played]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,13 +19,12 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.attacks import ATTACKS, SUITES, Budget, Cost, FittedAttack, make_attack
+from sb3_prune_robust.attacks.fitting import FIRST_SEED_OF_FITTING, NothingToLearnError
 from sb3_prune_robust.attacks.registry import is_known
 from sb3_prune_robust.evaluation.clean_play import ObservationNoise
-from sb3_prune_robust.evaluation.identity import attack_key, is_learned, versions, victim_key
+from sb3_prune_robust.evaluation.identity import attack_key, is_learned, named_key, versions, victim_key
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, rollout
 from sb3_prune_robust.evaluation.store import Key, Piece, Store
-
-FIRST_SEED_OF_FITTING = 2**30  # attacks are fitted on episodes with seeds from here on
 
 
 def check_seeds(seed: int, n_episodes: int) -> None:
@@ -178,9 +178,10 @@ class HeldOut:
         :param eps: radius
         :param norm: ``"linf"`` or ``"l2"``
         :raises NoAttackError: if it changed no observation
+        :raises NothingToLearnError: if it is learned, and there was nothing to learn
         """
         attack = make_attack(name, eps, norm, seed=self.seed, deterministic=self.deterministic)
-        return self.under(attack, name, {"attack": name, "eps": eps, "norm": norm})
+        return self.under(attack, name, named_key(name, attack))
 
     def under(self, attack: Any, name: str, key: Key | None = None) -> Played:
         """
@@ -190,6 +191,7 @@ class HeldOut:
         :param name: its name, for progress
         :param key: what tells it from others, unless it is learned; ``None``: not known, so that its episodes are not kept
         :raises NoAttackError: if it changed no observation
+        :raises NothingToLearnError: if it is learned, and there was nothing to learn
         """
         if is_learned(attack):
             attack = self._fitted(attack, name)
@@ -205,14 +207,27 @@ class HeldOut:
             told[0] = share
 
         tell(0.0)
-        fitted = self.store.read_attack(key, attack)
-        if fitted is None:
-            attack = copy.deepcopy(attack)
-            with th.random.fork_rng(devices=[]):
-                th.manual_seed(attack.seed or 0)  # what is learned depends on the attack's seed, not on what was run before
-                attack.fit(self.policy, self.venv, budget, checkpoint=self.store.checkpoint(key), on_progress=tell)
-            fitted = self.store.write_attack(key, attack)
+        fitted, nothing = self.store.read_attack(key, attack), self.store.read(key)
+        if fitted is None and nothing is None:
+            attack, start, checkpoint = copy.deepcopy(attack), time.process_time(), self.store.checkpoint(key)
+            try:
+                with th.random.fork_rng(devices=[]):
+                    th.manual_seed(
+                        attack.seed or 0
+                    )  # what is learned depends on the attack's seed, not on what was run before
+                    attack.fit(self.policy, self.venv, budget, checkpoint=checkpoint, on_progress=tell)
+                fitted = self.store.write_attack(key, attack)
+            except NothingToLearnError as error:
+                nothing = Piece(None, time.process_time() - start, str(error))
+                self.store.write(key, nothing)
+                if checkpoint is not None:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
         tell(1.0)
+        if fitted is None:
+            assert nothing is not None
+            for _ in range(self.n_episodes):  # that are not played
+                self.watch.on_episode()
+            raise NothingToLearnError(nothing.no_attack)
         return fitted
 
     def _play(self, attack: Any, key: Key | None, record: bool = False, deterministic: bool | None = None) -> Played:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 
 from sb3_prune_robust.attacks import Attack, FittedAttack
 from sb3_prune_robust.evaluation.report import plain
@@ -61,7 +63,9 @@ def victim_key(policy: Any, venv: VecEnv) -> dict[str, Any]:
     """
     A policy (its weights, layers and spaces) and the environments it plays in, with their VecNormalize statistics.
 
-    An environment without a registered id is known by its classes alone.
+    An environment is known by its id and arguments, and it and its wrappers by their classes and by the constructor's
+    arguments that they keep under the same name (or with ``_`` in front, or as gymnasium records them). What changes as it is
+    played, such as counts of episodes, is no part of it.
 
     :param policy: an SB3 policy
     :param venv: environments
@@ -80,15 +84,44 @@ def _class(thing: Any) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+def _held(value: Any) -> Any:
+    """A value as JSON text; what JSON cannot hold by its class, a function by its name, instructions and constants."""
+    if inspect.isfunction(value):
+        constants = [repr(one) for one in value.__code__.co_consts if not inspect.iscode(one)]
+        return [value.__module__, value.__qualname__, value.__code__.co_code.hex(), constants]
+    try:
+        return json.dumps(plain(value), sort_keys=True)
+    except (TypeError, ValueError):
+        return _class(value)
+
+
+def _arguments(thing: Any) -> dict[str, Any]:
+    """The arguments that an environment or wrapper was made with, as far as it keeps them: none that playing changes."""
+    makers = [maker for cls in type(thing).__mro__ if inspect.isfunction(maker := vars(cls).get("__init__"))]
+    names = {name for maker in makers for name in inspect.signature(maker).parameters} - {"self", "env", "venv"}
+    kept = vars(thing)
+    found = {name: kept[place] for name in names for place in (f"_{name}", name) if place in kept}
+    return {name: _held(value) for name, value in {**found, **kept.get("_saved_kwargs", {})}.items()}
+
+
 def _environments(venv: VecEnv) -> list[Any]:
     """The wrappers around all, and each: its wrappers, class, id and arguments. Their number is among the key's parts so."""
     chain = []
     while isinstance(venv, VecEnvWrapper):
-        chain.append(_class(venv))
+        chain.append([_class(venv), {} if isinstance(venv, VecNormalize) else _arguments(venv)])
         venv = venv.venv
     envs = getattr(venv, "envs", [])
-    each = [[str(env), _class(env.unwrapped), *_registered(env.spec)] for env in envs]
+    each = [[str(env), *_registered(env.spec), _wrappers(env)] for env in envs]
     return [chain, [_class(venv), venv.num_envs], each]
+
+
+def _wrappers(env: Any) -> list[Any]:
+    """From the outermost wrapper to the environment itself: class and arguments."""
+    chain = [[_class(env), _arguments(env)]]
+    while isinstance(env, gym.Wrapper):
+        env = env.env
+        chain.append([_class(env), _arguments(env)])
+    return chain
 
 
 def _registered(spec: Any) -> list[Any]:
@@ -112,6 +145,17 @@ def attack_key(attack: FittedAttack) -> dict[str, Any]:
     """
     learned = None if attack.cost is None else _digest_of_arrays(attack._arrays())
     return {"class": _class(attack), "settings": {**attack._common(), **attack._settings()}, "learned": learned}
+
+
+def named_key(name: str, attack: Attack) -> dict[str, Any]:
+    """
+    An attack by name that is not learned: with its class and settings, so that one of other defaults is another.
+
+    :param name: the name, which tells the seed, too
+    :param attack: the attack
+    """
+    settings = {of: _held(value) for of, value in vars(attack).items() if not of.startswith("_")}
+    return {"attack": name, "eps": attack.eps, "class": _class(attack), "settings": settings}
 
 
 def is_learned(attack: Any) -> bool:

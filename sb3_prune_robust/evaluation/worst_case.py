@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_prune_robust.attacks import AdversarialVecEnv, Budget, Cost, RandomAttack, make_attack
-from sb3_prune_robust.attacks.fitting import frozen
+from sb3_prune_robust.attacks import AdversarialVecEnv, Attack, Budget, Cost, FittedAttack, RandomAttack, make_attack
+from sb3_prune_robust.attacks.fitting import NothingToLearnError, frozen
 from sb3_prune_robust.attacks.registry import expand
 from sb3_prune_robust.evaluation.bars import bars
 from sb3_prune_robust.evaluation.held_out import HeldOut, Played, Watch, check_attacks, check_seeds, size_of
-from sb3_prune_robust.evaluation.identity import is_learned
+from sb3_prune_robust.evaluation.identity import can_perturb, is_learned, named_key
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
 from sb3_prune_robust.evaluation.statistics import Interval, mean_interval
 from sb3_prune_robust.evaluation.store import Store
@@ -34,7 +34,7 @@ class WorstCase:
     :param cost: by attack that learns, what fitting took: environment steps and CPU seconds
     :param play_seconds: by attack, CPU seconds of playing the held-out episodes
     :param attacks: by attack, the attack itself, fitted: to be saved, shared, or given to another call
-    :param skipped: by attack that changed no observation, why
+    :param skipped: by attack that changed no observation, or found nothing to learn, why
     """
 
     mean: float
@@ -58,7 +58,7 @@ class WorstCase:
 def worst_case(
     model: Any,
     env: VecEnv,
-    attacks: str | Sequence[Any] = "strong",
+    attacks: str | Callable[..., Any] | Sequence[Any] = "strong",
     eps: float | npt.ArrayLike = 0.05,
     n_episodes: int = 50,
     *,
@@ -76,8 +76,8 @@ def worst_case(
 
     :param model: an SB3 model or policy
     :param env: environments as the model was trained in, with VecNormalize where it was used, built on ``DummyVecEnv``
-    :param attacks: names of attacks or suites (one, or several), or attack objects: their own eps and norm then hold, and a
-        learned one is fitted if it is not
+    :param attacks: names of attacks or suites, or attack objects (one, or several): an object's own eps and norm then hold,
+        and a learned one is fitted if it is not
     :param eps: radius in units of the observation that the network receives; for the attacks given by name
     :param n_episodes: episodes for each attack
     :param norm: ``"linf"`` or ``"l2"``; for the attacks given by name
@@ -89,7 +89,8 @@ def worst_case(
     :param progress_bar: show what is done and the time left
     :return: the minimum, and every attack's own episodes, cost and fitted attack
     :raises NoAttackError: if no attack changed an observation (one that did not is in ``skipped``)
-    :raises ValueError: for an unknown attack, or none; for seeds that fitting uses; if model and env do not fit together
+    :raises ValueError: for an unknown attack, or none, or one to be fitted for the other ``deterministic``; for an eps of 0;
+        for seeds that fitting uses; if model and env do not fit together
     """
     check_seeds(seed, n_episodes)
     todo = _attacks(attacks, eps, norm, seed, deterministic)
@@ -112,7 +113,7 @@ def _worst(episodes: HeldOut, todo: dict[str, tuple[Any, Any]]) -> WorstCase:
     for name, (attack, key) in todo.items():
         try:
             played[name] = episodes.under(attack, name, key)
-        except NoAttackError as error:
+        except (NoAttackError, NothingToLearnError) as error:
             skipped[name] = str(error)
     if not played:
         raise NoAttackError(f"no attack changed any observation: {'; '.join(skipped.values())}")
@@ -131,10 +132,10 @@ def _worst(episodes: HeldOut, todo: dict[str, tuple[Any, Any]]) -> WorstCase:
 
 
 def _attacks(
-    attacks: str | Sequence[Any], eps: float | npt.ArrayLike, norm: str, seed: int, deterministic: bool
+    attacks: str | Callable[..., Any] | Sequence[Any], eps: float | npt.ArrayLike, norm: str, seed: int, deterministic: bool
 ) -> dict[str, tuple[Any, Any]]:
     """By name: each attack, and what tells it from others (``None``: not known)."""
-    given = [attacks] if isinstance(attacks, str) else list(attacks)
+    given: list[Any] = list(attacks) if isinstance(attacks, Iterable) and not isinstance(attacks, str) else [attacks]
     names = [attack for attack in given if isinstance(attack, str)]
     if names or not given:
         check_attacks(names)
@@ -142,10 +143,26 @@ def _attacks(
     for attack in given:
         if isinstance(attack, str):
             for name in expand([attack]):
-                key = {"attack": name, "eps": eps, "norm": norm}
-                found[name] = make_attack(name, eps, norm, seed=seed, deterministic=deterministic), key
+                made = make_attack(name, eps, norm, seed=seed, deterministic=deterministic)
+                found[name] = made, named_key(name, made)
+        elif isinstance(attack, type):
+            raise ValueError(f"attacks must be names or attack objects, got the class {attack.__name__}; make one of it")
         elif callable(attack):
             found[f"{type(attack).__name__}-{len(found)}"] = attack, None
         else:
             raise ValueError(f"attacks must be names or attacks, got {attack!r}")
+    for name, (attack, _) in found.items():
+        _check_can_be_reported(name, attack, deterministic)
     return found
+
+
+def _check_can_be_reported(name: str, attack: Any, deterministic: bool) -> None:
+    if isinstance(attack, Attack) and not can_perturb(attack):
+        raise ValueError(
+            f"eps of {name} is 0 everywhere, got {attack.eps!r}: that is no attack; clean episodes are played anyway"
+        )
+    if isinstance(attack, FittedAttack) and attack.cost is None and attack.deterministic != deterministic:
+        raise ValueError(
+            f"attacks: {name} is to be fitted on a victim with deterministic={attack.deterministic}, the call's is "
+            f"deterministic={deterministic}; give both the same"
+        )

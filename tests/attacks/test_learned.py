@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
 from sb3_prune_robust.attacks import (
@@ -35,8 +35,9 @@ from sb3_prune_robust.attacks import (
     NotFittedError,
     RandomAttack,
 )
+from sb3_prune_robust.attacks import fitting as fitting_module
 from sb3_prune_robust.attacks import learned as learned_module
-from sb3_prune_robust.attacks.adversary_env import CLIP, AdversaryVecEnv, features
+from sb3_prune_robust.attacks.adversary_env import CLIP, AdversaryVecEnv, View
 from sb3_prune_robust.attacks.fitting import Cost, FittedAttack, Meter, attacked_returns, read_arrays, write_arrays
 from sb3_prune_robust.attacks.learning import GAMMA
 from sb3_prune_robust.network import UnsupportedNetworkError
@@ -77,19 +78,17 @@ class Drift(gym.Env[Any, Any]):
         return (self.scale * self.state).astype(np.float32)
 
 
-class Counting(VecEnvWrapper):
-    """Counts its steps, those of all environments."""
+def Counting(venv: VecEnv) -> Any:
+    """The environments themselves, counting their steps: a wrapper would make them others to a checkpoint."""
+    counted: Any = venv
+    counted.steps, step_wait = 0, venv.step_wait
 
-    def __init__(self, venv: VecEnv) -> None:
-        super().__init__(venv)
-        self.steps = 0
+    def step() -> Any:
+        counted.steps += venv.num_envs
+        return step_wait()
 
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        self.steps += self.num_envs
-        return self.venv.step_wait()
+    counted.step_wait = step
+    return counted
 
 
 def drift(policy: ActorCriticPolicy, n_envs: int = 4, **kwargs: Any) -> DummyVecEnv:
@@ -137,7 +136,7 @@ def test_files(policy: ActorCriticPolicy, kind: type[LearnedAttack], settings: d
     attack = kind(eps, "l2", mask, 3, True, curriculum=2.0, **settings).fit(policy, drift(policy), budget)
     attack.save(path)
     with np.load(path, allow_pickle=False) as file:
-        assert {"W0", "b0", "W1", "activations", "header"} <= set(file.files)
+        assert {"W0", "b0", "activations", "mean", "header"} <= set(file.files)
         assert all(file[name].dtype != object for name in file.files)
         assert "search" not in settings or file["push"].any()
     loaded = FittedAttack.load(path)
@@ -285,7 +284,8 @@ def test_interrupted_fits_of_every_algorithm_continue(
         watch_learn(patch, models)
         attack.fit(policy, env, FEW, checkpoint=tmp_path)
     model, timesteps, buffered = models[0]
-    assert timesteps == header["cost"]["steps"] and (buffered is None or buffered == timesteps)
+    played = header["cost"]["steps"] - read_arrays(tmp_path / "view.npz")[0]["cost"]["steps"]
+    assert timesteps == played and (buffered is None or buffered == timesteps)
     assert model.get_vec_normalize_env().ret_rms.count > arrays["returns"][2]
     assert attack.cost is not None and env.steps == attack.cost.steps - header["cost"]["steps"]
     assert not np.array_equal(attack(policy, batch()), batch())
@@ -316,6 +316,17 @@ def stop_at(share: float) -> Callable[[float], None]:
     return stop
 
 
+class Halved(VecEnvWrapper):
+    """Pays half."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, *rest = self.venv.step_wait()
+        return obs, rewards / 2, *rest
+
+
 def test_a_checkpoint_of_another_fit_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
     policy, settings = make_policy(), {**QUICK, "curriculum": 2.0}
     SARL(0.1, seed=0, **settings).fit(policy, drift(policy), FEW, checkpoint=tmp_path)
@@ -327,11 +338,12 @@ def test_a_checkpoint_of_another_fit_is_refused(make_policy: MakePolicy, tmp_pat
         (SARL(0.1, seed=0, **QUICK), policy, drift(policy), FEW),
         (PAAD(0.1, seed=0, **settings), policy, drift(policy), FEW),
         (SARL(0.1, seed=0, **settings), make_policy(seed=1), drift(policy), FEW),
-        (SARL(0.1, seed=0, **settings), policy, drift(policy), Budget(steps=601)),
+        (SARL(0.1, seed=0, **settings), policy, drift(policy, 3), FEW),
+        (SARL(0.1, seed=0, **settings), policy, Halved(drift(policy)), FEW),
         (SARL(0.1, seed=0, **settings), policy, normalized, FEW),
     ]
     for attack, victim, env, budget in others:
-        with pytest.raises(ValueError, match=r"checkpoint .*(learner|push).npz is of another fit"):
+        with pytest.raises(ValueError, match=r"checkpoint .*(learner|push|view).npz is of another fit"):
             attack.fit(victim, env, budget, checkpoint=tmp_path)
     SARL(0.1, seed=0, **settings).fit(policy, drift(policy), FEW, checkpoint=tmp_path)
 
@@ -469,10 +481,64 @@ def test_the_adversary_environment(make_policy: MakePolicy) -> None:
         assert (np.abs(true) > CLIP).any()  # so that clipping was tested
 
 
-def test_features() -> None:
+def test_views() -> None:
     obs = np.array([[[1.0, -7.0], [np.inf, 2.0]]], np.float64)
-    np.testing.assert_array_equal(features(obs), np.array([[1.0, -CLIP, CLIP, 2.0]], np.float32))
-    assert features(obs).dtype == np.float32
+    seen = View.plain(4)(obs)
+    np.testing.assert_array_equal(seen, np.array([[1.0, -CLIP, CLIP, 2.0]], np.float32))
+    assert seen.dtype == np.float32
+    rows = np.array([[0.0, 7.0], [100.0, 7.0]])
+    np.testing.assert_allclose(View.measured(rows)(rows), [[-1, 0], [1, 0]])
+
+
+def test_large_observations_without_normalisation_are_told_apart(make_policy: MakePolicy) -> None:
+    """Raw observations far beyond the clip: the adversary must not see the same everywhere."""
+    attack, policy = SARL(1.0, seed=0, deterministic=True), make_policy("gaussian")
+    attack.fit(policy, drift(policy, 2, scale=1000.0), Budget(steps=3000))
+    rows = drift(policy, 2, scale=1000.0)
+    seen = [rows.reset(), *(rows.step(np.zeros((2, 3), np.float32))[0] for _ in range(8))]
+    assert len(np.unique(attack._view(np.concatenate(seen)), axis=0)) > 9
+    assert np.std(attack._view.spread) > 0
+
+
+def test_environments_in_processes(trained: PPO) -> None:
+    """They hand out infos as a tuple."""
+    venv = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
+    try:
+        attack = PAAD(0.3, seed=0, search=0.3).fit(trained, venv, Budget(steps=3000))
+    finally:
+        venv.close()
+    assert attack.cost is not None and attack.cost.steps >= 3000
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_a_budget_that_learns_nothing_is_refused(policy: ActorCriticPolicy, algorithm: str) -> None:
+    settings = {"n_steps": 4096} if algorithm == "ppo" else {"learning_starts": 5000}
+    attack = SARL(0.1, seed=0, algorithm=algorithm, algorithm_kwargs=settings)
+    with pytest.raises(ValueError, match=r"budget .*ended before the first update"):
+        attack.fit(policy, drift(policy, 2), Budget(steps=1000))
+    with pytest.raises(NotFittedError):
+        attack(policy, np.zeros((1, 5), np.float32))
+
+
+def test_episodes_that_never_end_are_refused(policy: ActorCriticPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting_module, "LONGEST_EPISODE", 5)  # these last ten steps
+    for attack in (PAAD(0.1, seed=0, search=0.3), SARL(0.1, seed=0)):
+        with pytest.raises(ValueError, match=r"env: an episode under attack went on for more than 5 steps"):
+            attack.fit(policy, drift(policy, 2), Budget(steps=1000))
+
+
+def test_another_victim_is_refused(policy: ActorCriticPolicy, make_policy: MakePolicy) -> None:
+    attack = SARL(0.1, seed=0).fit(policy, drift(policy, 2), Budget(steps=1000))
+    with pytest.raises(ValueError, match=r"obs has 3 entries; this attack was fitted on a victim that has 5"):
+        attack(make_policy(shape=(3,)), np.zeros((1, 3), np.float32))
+
+
+def test_a_larger_budget_continues(policy: ActorCriticPolicy, tmp_path: Path) -> None:
+    attack = SARL(0.1, seed=0)
+    attack.fit(policy, drift(policy, 2), Budget(steps=1000), checkpoint=tmp_path)
+    first = attack._arrays()["W0"]
+    attack.fit(policy, drift(policy, 2), Budget(steps=3000), checkpoint=tmp_path)
+    assert attack.cost is not None and attack.cost.steps < 4500 and not np.array_equal(first, attack._arrays()["W0"])
 
 
 def test_the_adversary_is_paid_by_what_the_victim_loses(trained: PPO) -> None:
@@ -503,7 +569,7 @@ def test_the_best_candidate_is_kept(policy: ActorCriticPolicy, monkeypatch: pyte
     spent = Meter(Budget(steps=100))
     spent.resume(Cost(100, 0.0))
     attack._choose(candidates, policy, drift(policy), spent, 0)
-    assert attack._director == "third"  # no budget to compare: what learning ended with
+    assert attack._director == "second" and sorted(counts[-3:]) == sorted(candidates)  # no budget left: a round is played yet
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -511,7 +577,7 @@ def test_budget_and_progress(policy: ActorCriticPolicy, kind: type[LearnedAttack
     env, shown = Counting(drift(policy)), list[float]()
     attack = kind(0.1, seed=0, **QUICK).fit(policy, env, Budget(steps=2000), on_progress=shown.append)
     assert attack.cost is not None and attack.cost.steps == env.steps and 1800 < env.steps <= 2000
-    assert shown == sorted(shown) and shown[0] < 0.1 and 0.8 < shown[-1] <= 1
+    assert shown == sorted(shown) and shown[0] < 0.15 and 0.8 < shown[-1] <= 1
     start = time.process_time()
     attack.fit(policy, env, Budget(seconds=0.5))
     assert attack.cost is not None and 0.4 < attack.cost.seconds <= time.process_time() - start < 1.0
@@ -525,7 +591,7 @@ def test_learning_rate_and_curriculum_follow_the_budget(policy: ActorCriticPolic
         watch_learn(patch, models)
         SARL(0.1, seed=0, **QUICK).fit(policy, drift(policy), FEW)
     rate = models[0][0].policy.optimizer.param_groups[0]["lr"]
-    assert 0 < rate < 0.4 * 3e-4
+    assert 0 < rate < 0.4 * 1e-3
     assert models[0][0].gamma == GAMMA
 
 
@@ -565,7 +631,7 @@ def test_what_cannot_be_fitted_is_refused_before_learning(make_policy: MakePolic
         attack.fit(model, env, FEW)
     with pytest.raises(UnsupportedNetworkError, match="gSDE"):
         SARL(0.1, algorithm_kwargs={"use_sde": True}).fit(policy, env, FEW)
-    assert env.steps == 0
+    assert env.steps <= 600 / 20  # a look at the observations
     with pytest.raises(NotFittedError):
         attack(policy, batch())
 

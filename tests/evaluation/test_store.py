@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from sb3_prune_robust.attacks import Budget, FittedAttack, make_attack
+from sb3_prune_robust.attacks import ATTACKS, MAD, Budget, FittedAttack, make_attack
 from sb3_prune_robust.evaluation import held_out
 from sb3_prune_robust.evaluation.held_out import HeldOut, Watch
-from sb3_prune_robust.evaluation.identity import versions, victim_key
+from sb3_prune_robust.evaluation.identity import digest, named_key, versions, victim_key
 from sb3_prune_robust.evaluation.loading import make_env
-from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
+from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError, rollout
 from sb3_prune_robust.evaluation.store import DamagedPieceWarning, Piece, Store
 from sb3_prune_robust.policies import copy_policy
 from sb3_prune_robust.pruning import prune_policy
@@ -124,6 +125,108 @@ def test_the_key_knows_activations_statistics_and_versions(cartpole_model: PPO, 
     keys.append(victim_key(cartpole_model.policy, venv))
     assert keys[0] != keys[1] and keys[0] != keys[2] and keys[0]["weights"] == keys[1]["weights"]
     assert "sb3-prune-robust" in versions()
+
+
+def test_an_attack_of_other_defaults_is_another(held: HeldOut, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    held.named("mad", 0.1, "linf")
+    monkeypatch.setitem(ATTACKS, "mad", functools.partial(MAD, steps=11))
+    for _ in range(2):
+        held.named("mad", 0.1, "linf")
+    assert count["rollout"] == 2
+    given: list[dict[str, Any]] = [{}, {"steps": 3}, {"restarts": 3}, {"step_size": 0.1}, {"engine": "autograd"}]
+    given += [{"objective": "critic"}, {"objective": lambda policy, clean, points: points.sum(1)}]
+    keys = [named_key("pgd", make_attack("pgd", 0.1, **settings)) for settings in given]
+    assert len({digest(key) for key in keys}) == len(given)
+    assert keys[0] == named_key("pgd", make_attack("pgd", 0.1, seed=3))  # the seed is in the name and the episodes'
+
+
+class Scale(gym.RewardWrapper[Any, Any]):
+    """Keeps its argument, and counts in public and in private."""
+
+    def __init__(self, env: Any, scale: float) -> None:
+        super().__init__(env)
+        self.scale, self.n_steps, self._last, self.best = scale, 0, 0.0, float("-inf")
+
+    def reward(self, reward: Any) -> float:
+        self.n_steps, self._last, self.best = self.n_steps + 1, float(reward), max(self.best, float(reward))
+        return self.scale * float(reward)
+
+
+class Hidden(Scale):
+    """Passes its argument on."""
+
+    def __init__(self, env: Any, **kwargs: Any) -> None:
+        super().__init__(env, **kwargs)
+
+
+class Private(gym.RewardWrapper[Any, Any]):
+    def __init__(self, env: Any, scale: Any) -> None:
+        super().__init__(env)
+        self._scale = np.array(scale)
+
+    def reward(self, reward: Any) -> float:
+        return float(self._scale) * float(reward)
+
+
+class Own(gym.Env[Any, Any]):
+    """Not registered, with an argument."""
+
+    observation_space, action_space = gym.spaces.Box(-5, 5, (4,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, pay: float) -> None:
+        self.pay, self.n_steps = pay, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        return np.zeros(4, np.float32), self.pay, self.n_steps % 9 == 0, False, {}
+
+
+MADE: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    name: (functools.partial(make, 1.0), functools.partial(make, 5.0))
+    for name, make in {
+        "kept": lambda x: Scale(gym.make("CartPole-v1"), x),
+        "passed on": lambda x: Hidden(gym.make("CartPole-v1"), scale=x),
+        "private": lambda x: Private(gym.make("CartPole-v1"), x),
+        "inner": lambda x: gym.wrappers.RecordEpisodeStatistics(Scale(gym.make("CartPole-v1"), x)),
+        "recorded": lambda x: gym.wrappers.ClipReward(gym.make("CartPole-v1"), -x, x),
+        "time limit": lambda x: gym.wrappers.TimeLimit(gym.make("CartPole-v1").unwrapped, int(20 * x)),
+        "environment": lambda x: Own(x),
+    }.items()
+}
+MADE["function"] = (
+    lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: 1.5 * float(reward)),
+    lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: 5.5 * float(reward)),
+)
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_the_key_knows_the_arguments_of_wrappers_and_no_counts(how: str, cartpole_model: PPO) -> None:
+    one, other = (make_env(make, 2) for make in MADE[how])
+    before = digest(victim_key(cartpole_model.policy, one))
+    assert before == digest(victim_key(cartpole_model.policy, make_env(MADE[how][0], 2)))
+    assert before != digest(victim_key(cartpole_model.policy, other))
+    rollout(cartpole_model, one, 4)
+    assert digest(victim_key(cartpole_model.policy, one)) == before
+
+
+def test_the_key_knows_the_arguments_of_wrappers_around_all(cartpole_model: PPO) -> None:
+    class ScaleAll(VecEnvWrapper):
+        def __init__(self, venv: Any, scale: float) -> None:
+            super().__init__(venv)
+            self.scale = scale
+
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            return self.venv.step_wait()
+
+    keys = [victim_key(cartpole_model.policy, ScaleAll(make_env("CartPole-v1", 2), scale)) for scale in (1.0, 1.0, 5.0)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_change_of_version_is_another_result(held: HeldOut, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_prune_robust import worst_case
-from sb3_prune_robust.attacks import MAD, PAAD, SARL, Budget, FittedAttack, RandomAttack, fitting
+from sb3_prune_robust.attacks import MAD, PAAD, SARL, Budget, FittedAttack, RandomAttack, RobustSarsa, fitting
+from sb3_prune_robust.attacks.registry import is_known
 from sb3_prune_robust.evaluation import held_out
+from sb3_prune_robust.evaluation.cells import Agent, play_cell
+from sb3_prune_robust.evaluation.held_out import Watch
 from sb3_prune_robust.evaluation.loading import make_env
 from sb3_prune_robust.evaluation.rollouts import NoAttackError, rollout
+from sb3_prune_robust.evaluation.settings import Settings
+from sb3_prune_robust.evaluation.store import Store
 
 STEPS = Budget(steps=600)
 
@@ -40,10 +45,75 @@ def test_suites(cartpole_model: PPO, name: Any) -> None:
     assert {"random", "mad", "pa-ad"} <= set(found.episodes) and "pa-ad" in found.cost
 
 
-@pytest.mark.parametrize("attacks", [[], "nope", ["nope"], ["mad", "mad"], [3]])
+@pytest.mark.parametrize("attacks", [[], "nope", ["nope"], ["mad", "mad"], [3], "mad#0", "mad#1", "mad#02", MAD, [MAD], 3])
 def test_bad_attacks_are_named(cartpole_model: PPO, attacks: Any) -> None:
     with pytest.raises(ValueError, match="attacks"):
         worst_case(cartpole_model, make_env("CartPole-v1", 1), attacks, eps=0.1, n_episodes=1)
+
+
+def test_numbers_behind_a_name_start_at_2() -> None:
+    assert is_known("mad#2") and is_known("mad#10")
+    assert not any(is_known(name) for name in ("mad#", "mad#0", "mad#1", "mad#01", "mad#02", "mad#x"))
+
+
+def test_one_attack_object_need_not_be_in_a_list(cartpole_model: PPO) -> None:
+    assert set(worst_case(cartpole_model, make_env("CartPole-v1", 2), MAD(0.1, seed=0), n_episodes=2).episodes) == {"MAD-0"}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "eps"), [("mad", 0.0), ("mad", [0.0] * 4), (["pa-ad"], 0), (MAD(0.0), 0.1), ([MAD(0.1), PAAD(0.0)], 0.1)]
+)
+def test_clean_numbers_never_stand_under_the_name_of_an_attack(cartpole_model: PPO, attacks: Any, eps: Any) -> None:
+    with pytest.raises(ValueError, match=r"^eps of .* is 0 everywhere"):
+        worst_case(cartpole_model, make_env("CartPole-v1", 1), attacks, eps, 1)
+    worst_case(cartpole_model, make_env("CartPole-v1", 1), MAD([0.1, 0.0, 0.0, 0.0], seed=0), 0.0, 1)  # its own eps holds
+
+
+def test_an_attack_is_not_fitted_on_another_victim_than_is_played(cartpole_model: PPO) -> None:
+    venv = make_env("CartPole-v1", 4)
+    for mode in (False, True):
+        with pytest.raises(ValueError, match=f"^attacks: PAAD-0 is to be fitted .* deterministic={mode}, the call's"):
+            worst_case(cartpole_model, venv, [PAAD(0.1, deterministic=mode)], n_episodes=1, deterministic=not mode)
+    fitted = PAAD(0.1, seed=0, deterministic=False).fit(cartpole_model, venv, STEPS)
+    worst_case(cartpole_model, venv, fitted, n_episodes=1)
+
+
+class AlwaysUp(gym.Wrapper[Any, Any, Any, Any]):
+    """Never fails: ends by its time limit alone."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, _, info = self.env.step(action)
+        self.left -= 1
+        return np.clip(observation, -0.2, 0.2), reward, False, self.left == 0, info
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.left = 20
+        return self.env.reset(**kwargs)
+
+
+def test_an_attack_that_finds_nothing_to_learn_is_skipped_and_not_fitted_again(
+    cartpole_model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = make_env(lambda: AlwaysUp(gym.make("CartPole-v1").unwrapped), 4)
+    attack = RobustSarsa(0.1, seed=0, deterministic=True)
+    arguments: dict[str, Any] = dict(attacks=[attack, MAD(0.1, seed=0)], n_episodes=2, budget=STEPS, folder=tmp_path)
+    found = worst_case(cartpole_model, venv, **arguments)
+    assert set(found.skipped) == {"RobustSarsa-0"} and "nothing to learn" in found.skipped["RobustSarsa-0"], found.skipped
+    assert set(found.episodes) == {"MAD-1"} and not found.cost
+    assert not list(tmp_path.glob("fit-*"))
+    monkeypatch.setattr(FittedAttack, "_fit", None)
+    again = worst_case(cartpole_model, venv, **arguments)
+    assert again.skipped == found.skipped and set(again.episodes) == {"MAD-1"}
+
+
+def test_so_it_is_in_an_audit(cartpole_model: PPO) -> None:
+    venv = make_env(lambda: AlwaysUp(gym.make("CartPole-v1").unwrapped), 4)
+    agent = Agent("a", {0.0: cartpole_model.policy}, venv)
+    settings = Settings(0.1, attacks=("random", "robust-sarsa"), n_episodes=2, attack_budget=STEPS)
+    played: list[None] = []
+    cell = play_cell([agent], 0.0, settings, "deterministic", Watch(lambda: played.append(None)), Store(None))
+    assert set(cell.attacked) == {"random"} and set(cell.skipped) == {"robust-sarsa"} and not cell.costs["random"]
+    assert len(played) == 3 * 2
 
 
 def test_a_fitted_attack_is_used_as_it_is_and_an_unfitted_one_is_fitted(
@@ -87,7 +157,7 @@ def test_no_episode_is_both_fitted_on_and_reported(cartpole_model: PPO, attack: 
     worst_case(cartpole_model, venv, attack, 0.1, 6, seed=40, budget=STEPS)
     reported = {seed for seed in Watched.seeds if seed < held_out.FIRST_SEED_OF_FITTING}
     assert reported == set(range(40, 46)) and Watched.seeds - reported
-    assert held_out.FIRST_SEED_OF_FITTING == fitting._SEEDS_OF_FITTING
+    assert held_out.FIRST_SEED_OF_FITTING is fitting.FIRST_SEED_OF_FITTING
 
 
 @pytest.mark.parametrize("seed", [-1, 2**30 - 1, 2**30, 2**31])

@@ -101,9 +101,7 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = [found[name]["attacks"].get(attack) for name in names]
         label = "robust-sarsa, legacy form" if any(cell.get("legacy") for cell in cells if cell) else attack
         lines.append(
-            f"| {label} | "
-            + " | ".join("-" if cell is None else shown(cell["returns"]) + cost(cell) for cell in cells)
-            + " |"
+            f"| {label} | " + " | ".join("-" if cell is None else shown(cell["returns"]) + cost(cell) for cell in cells) + " |"
         )
     worst = {name: min(np.mean(cell["returns"]) for cell in found[name]["attacks"].values()) for name in names}
     lines.append("| **worst** | " + " | ".join(f"**{worst[name]:.0f}**" for name in names) + " |")

@@ -1,7 +1,7 @@
 """Attacks on what a policy observes, and the environment wrapper that carries them out."""
 
 from sb3_prune_robust.attacks.base import Attack
-from sb3_prune_robust.attacks.fitting import Budget, Cost, FittedAttack, NotFittedError
+from sb3_prune_robust.attacks.fitting import Budget, Cost, FittedAttack, NotFittedError, NothingToLearnError
 from sb3_prune_robust.attacks.gradient import FGSM, MAD, PGD, SGLDMAD, CriticAttack, GradientAttack
 from sb3_prune_robust.attacks.learned import PAAD, SARL, LearnedAttack
 from sb3_prune_robust.attacks.registry import ATTACKS, SUITES, make_attack
@@ -28,6 +28,7 @@ __all__ = [
     "GradientAttack",
     "LearnedAttack",
     "NotFittedError",
+    "NothingToLearnError",
     "RandomAttack",
     "RobustSarsa",
     "Snooping",

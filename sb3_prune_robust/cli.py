@@ -14,6 +14,7 @@ import torch as th
 from tqdm import tqdm
 
 from sb3_prune_robust.attacks import ATTACKS, SUITES, Budget
+from sb3_prune_robust.attacks.registry import expand, is_fitted_attack, is_known
 from sb3_prune_robust.certificates import RewardRange, clipped_rewards, reward_range
 from sb3_prune_robust.evaluation.audit import Subject, audit, common_gamma, horizon_of, load_subjects, write_report
 from sb3_prune_robust.evaluation.bars import bars
@@ -202,6 +203,8 @@ def _rewards(args: argparse.Namespace) -> RewardRange:
 def _attack_budget(args: argparse.Namespace) -> Budget | None:
     if args.attack_steps is None and args.attack_seconds is None:
         return None
+    if not any(is_fitted_attack(name) for name in expand(args.attacks) if is_known(name)):
+        raise ValueError(f"attack-seconds or attack-steps was given, but none of {', '.join(args.attacks)} learns")
     return Budget(args.attack_steps, args.attack_seconds)
 
 

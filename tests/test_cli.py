@@ -168,6 +168,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "n-envs": (["--n-envs", "0"], "n_envs must be at least 1, got 0"),
     "gamma": (["--gamma", "2"], "gamma must lie in"),
     "attack-seconds": (["--attack-seconds", "0"], "--attack-seconds: a positive number is needed, got '0'"),
+    "a budget for nothing": (
+        ["--attacks", "mad,fgsm", "--attack-seconds", "9"],
+        "attack-steps was given, but none of mad, fgsm",
+    ),
     "attack-steps": (["--attack-steps", "1.5"], "--attack-steps: a positive whole number is needed, got '1.5'"),
     "seeds of fitting": (["--seed", str(2**30)], "seed must be at least 0, and seed . episodes at most 2"),
     "algo": (["--algo", "ppo2"], "--algo: invalid choice: 'ppo2'.*ppo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -61,6 +62,10 @@ class LearnedAttack(FittedAttack):
             raise ValueError(f"algorithm={algorithm!r} is not known; choose one of {list(ALGORITHMS)}")
         if not 1 <= curriculum < np.inf:
             raise ValueError(f"curriculum={curriculum!r} must be finite and at least 1, a multiple of eps")
+        try:
+            json.dumps(dict(algorithm_kwargs or {}))
+        except TypeError as error:
+            raise TypeError(f"algorithm_kwargs={algorithm_kwargs!r} must hold what JSON can, as files do: {error}") from None
         self.algorithm = algorithm
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.curriculum = float(curriculum)

@@ -608,6 +608,11 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         PAAD(0.1, **arguments)
 
 
+def test_arguments_that_no_file_can_hold_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"algorithm_kwargs=.*JSON"):
+        PAAD(0.1, algorithm_kwargs={"policy_kwargs": {"activation_fn": nn.ReLU}})
+
+
 @pytest.mark.parametrize("arguments", [{}, {"steps": 0}, {"seconds": -1.0}, {"steps": np.inf}, {"seconds": np.nan}])
 def test_wrong_budgets(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="budget"):

@@ -115,8 +115,8 @@ class LearnedAttack(FittedAttack):
         self._view = self._measured(policy, env, under_way, seeds[0])
         adversary = self.environment(policy, env)
         candidates = self._prepare(policy, adversary, under_way, seeds[0])
-        curriculum, start = (self.curriculum, 0.0) if not candidates else (1.0, meter.progress)
-        learner = Learner(self.algorithm, self.algorithm_kwargs, adversary, under_way, curriculum, seeds[0], start)
+        curriculum = 1.0 if candidates else self.curriculum
+        learner = Learner(self.algorithm, self.algorithm_kwargs, adversary, under_way, curriculum, seeds[0], meter.progress)
         candidates += learner.run()
         if not candidates:
             raise ValueError(f"budget {meter.budget} ended before the first update of {self.algorithm!r}: nothing was learned")
@@ -240,6 +240,9 @@ class PAAD(LearnedAttack):
         found = fit.load("push")
         self._push = self._search(policy, adversary, fit, seed) if found is None else found[1]["push"]
         fit.save("push", {}, {"push": self._push})
+        if not self._push.any():  # none lowered the return: learning starts from scratch, in what is left of the budget
+            self._push = None
+            return []
         return [Director.still(int(np.prod(policy.observation_space.shape)), n_outputs(policy))]
 
     def _search(self, policy: Any, adversary: AdversaryVecEnv, fit: Fit, seed: int) -> Array:

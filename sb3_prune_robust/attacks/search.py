@@ -15,6 +15,7 @@ from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, Array
 from sb3_prune_robust.attacks.fitting import Meter, check_episode
 
 POPULATION, ELITE, VETERANS = 48, 8, 8  # candidates of a generation, how many shape the next, how many are tried again
+HELPS = 0.05  # share of the return by which a push must lower it: one that hardly helps is worse than none to learn from
 PACE, LEAST_SPREAD = 0.7, 0.1
 FINALISTS, PLAYOFF = 3, 8  # candidates of each search that play it out, and over how many episodes
 Direct = Callable[[Array, Array], Array]
@@ -57,7 +58,7 @@ class PushSearch:
 
     def __init__(self, n_parameters: int, rng: np.random.Generator) -> None:
         self.n_parameters, self.rng = n_parameters, rng
-        self.finalists: list[Array] = []
+        self.finalists = [np.zeros(n_parameters)]  # the first: no push at all
         weights = np.log(ELITE + 0.5) - np.log(np.arange(1, ELITE + 1))
         self.weights = weights / weights.sum()
 
@@ -79,13 +80,14 @@ class PushSearch:
         :param share: of the budget
         :param curriculum: the multiple of ``eps`` that the adversary has at the start of the second search
         :param on_progress: called with the share of the budget that is used
-        :return: the push under which the victim returned least at ``eps`` itself, shape ``(n_parameters,)``
+        :return: the push under which the victim returned least at ``eps`` itself, shape ``(n_parameters,)``; zeros if none
+            lowered its return by :data:`HELPS`
         """
         for start, end, multiple in ((0.0, share / 2, 1.0), (share / 2, share, curriculum)):
             self.mean, self.spread = np.zeros(self.n_parameters), np.ones(self.n_parameters)
             self.known: list[Candidate] = []  # at eps itself: returns under another say nothing
             searched = False
-            while meter.progress < end or not (searched or self.finalists):
+            while meter.progress < end or not (searched or len(self.finalists) > 1):
                 env.scale, searched = curriculum_scale(multiple, (meter.progress - start) / (end - start)), True
                 self._generation(env, direct, meter)
                 on_progress(meter.progress)
@@ -103,7 +105,8 @@ class PushSearch:
         episodes = finalists * PLAYOFF
         for i in range(0, len(episodes), env.num_envs):
             _try(episodes[i : i + env.num_envs], env, direct, meter)
-        return min(finalists, key=lambda candidate: candidate.mean).push
+        none, best = finalists[0], min(finalists, key=lambda candidate: candidate.mean)
+        return best.push if none.mean - best.mean > HELPS * abs(none.mean) else none.push
 
     def _generation(self, env: AdversaryVecEnv, direct: Direct, meter: Meter) -> None:
         size = -(-POPULATION // env.num_envs) * env.num_envs

@@ -113,3 +113,12 @@ def test_any_number_of_environments_plays(victim: ActorCriticPolicy, n_envs: int
 
 def test_the_curriculum_ends_at_eps() -> None:
     assert [curriculum_scale(3.0, done) for done in (0.0, 0.3, 0.6, 1.0)] == [3.0, 2.0, 1.0, 1.0]
+
+
+def test_a_push_that_does_not_help_is_dropped(victim: ActorCriticPolicy) -> None:
+    """Nothing topples within this eps: every push returns what none returns, and learning starts from scratch."""
+    venv = DummyVecEnv([Topple] * 4)
+    attack = PAAD(0.01, seed=0, deterministic=True, search=0.5, curriculum=2.0)
+    attack.fit(victim, venv, Budget(steps=8000))
+    assert attack._push is None and "push" not in attack._arrays()
+    assert not np.array_equal(attack(victim, np.zeros((1, 2), np.float32)), np.zeros((1, 2)))

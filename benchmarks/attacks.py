@@ -22,7 +22,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_prune_robust.attacks import MAD, PAAD, SARL, AdversarialVecEnv, Attack, Budget
+from sb3_prune_robust.attacks import MAD, PAAD, SARL, AdversarialVecEnv, Budget, FittedAttack, RobustSarsa, Snooping
 
 EPS, STEPS = 0.075, 10
 BLOCK = 50  # calls timed together
@@ -95,7 +95,7 @@ def play(model: PPO, venv: VecEnv, steps: int) -> None:
         obs, _, _, _ = venv.step(actions)
 
 
-def slowdown(model: PPO, attack: Attack, n: int, target: float) -> dict[str, float]:
+def slowdown(model: PPO, attack: Any, n: int, target: float) -> dict[str, float]:
     """Attacked against clean evaluation; the attack's eps is ``TINY``, so that both play the same episodes."""
     clean, attacked = environment(n), AdversarialVecEnv(environment(n), model, attack)
     steps = 200 if n == 1 else 50
@@ -114,11 +114,15 @@ def evaluation_time(model: PPO) -> list[dict[str, float]]:
 def learned_time(model: PPO) -> dict[str, dict[str, float]]:
     """Attacks that were learned, for a moment: how well plays no part."""
     results = {}
-    for name, attack in {
+    attacks: dict[str, FittedAttack] = {
         "sa-rl": SARL(TINY, seed=0, deterministic=True),
         "pa-ad": PAAD(TINY, seed=0, deterministic=True),
         "pa-ad-search": PAAD(TINY, seed=0, deterministic=True, search=0.3),
-    }.items():
+        # These two are gradient attacks on an objective that was learned, and cost what gradient attacks cost.
+        "robust-sarsa": RobustSarsa(TINY, seed=0, deterministic=True, rounds=1, updates=50),
+        "snooping": Snooping(TINY, seed=0, deterministic=True, epochs=1),
+    }
+    for name, attack in attacks.items():
         attack.fit(model, environment(8), Budget(steps=8192))
         print(f"Hopper-v5, attacked ({name}) / clean evaluation, microseconds a step of all environments")
         results[name] = slowdown(model, attack, 8, LEARNED_TARGET)

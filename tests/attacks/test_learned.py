@@ -351,8 +351,8 @@ def test_a_checkpoint_of_another_fit_is_refused(make_policy: MakePolicy, tmp_pat
 def test_settings_survive_json(policy: ActorCriticPolicy, tmp_path: Path) -> None:
     """A tuple comes back as a list: still the same fit."""
     settings: dict[str, Any] = {"algorithm_kwargs": {**QUICK["algorithm_kwargs"], "policy_kwargs": {"net_arch": (8, 8)}}}
-    for _ in range(2):
-        SARL(0.1, seed=0, **settings).fit(policy, drift(policy), FEW, checkpoint=tmp_path)
+    first, second = (SARL(0.1, seed=0, **settings).fit(policy, drift(policy), FEW, checkpoint=tmp_path) for _ in range(2))
+    np.testing.assert_array_equal(first._arrays()["W0"], second._arrays()["W0"])  # what was learned is not learned again
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -94,6 +94,7 @@ class LearnedAttack(FittedAttack):
 
         :param model: the victim: an SB3 policy, or an algorithm that has one
         :param env: environments as the victim was trained in, rewards raw
+        :return: environments whose action is the adversary's and whose reward is minus the victim's
         """
         policy = getattr(model, "policy", model)
 

@@ -79,7 +79,7 @@ class Margin(Loss):
     """
 
     def __init__(self, clean: Array, nvec: tuple[int, ...]) -> None:
-        self.groups = [(group, clean[:, group].argmax(axis=1)) for group in _groups(nvec) if group.stop - group.start > 1]
+        self.groups = [(group, clean[:, group].argmax(axis=1)) for group in groups(nvec) if group.stop - group.start > 1]
 
     def __call__(self, outputs: Array) -> tuple[Array, Array]:
         values, derivative = np.zeros(len(outputs), outputs.dtype), np.zeros_like(outputs)
@@ -115,14 +115,15 @@ class Direction(Loss):
         return (self.direction * outputs).sum(axis=1), self.direction
 
 
-def _groups(nvec: tuple[int, ...]) -> list[slice]:
+def groups(nvec: tuple[int, ...]) -> list[slice]:
+    """Where each categorical's entries lie among all, given the number of choices of each."""
     stops = np.cumsum(nvec).tolist()
     return [slice(stop - n, stop) for n, stop in zip(nvec, stops, strict=True)]
 
 
 def _log_softmax(logits: Array, nvec: tuple[int, ...]) -> Array:
     result = np.empty_like(logits)
-    for group in _groups(nvec):
+    for group in groups(nvec):
         shifted = logits[:, group] - logits[:, group].max(axis=1, keepdims=True)
         result[:, group] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

@@ -16,7 +16,7 @@ from sb3_prune_robust.attacks.engines import (
     policy_outputs,
 )
 from sb3_prune_robust.attacks.gradient import PGD
-from sb3_prune_robust.attacks.losses import CategoricalKL, Loss, Margin, SquaredDifference
+from sb3_prune_robust.attacks.losses import CategoricalKL, Loss, Margin, SquaredDifference, groups
 from sb3_prune_robust.attacks.robust_q import QFunction
 from sb3_prune_robust.attacks.transitions import choices, probabilities
 from sb3_prune_robust.network import UnsupportedNetworkError
@@ -42,7 +42,7 @@ class LowQ(Loss):
         if nvec:
             self.values = self.network(self.inputs)
             lowest = np.zeros_like(self.values)
-            for group in _groups(nvec):
+            for group in groups(nvec):
                 lowest[np.arange(len(lowest)), group.start + self.values[:, group].argmin(axis=1)] = np.inf
             self.margin = Margin(lowest, nvec)
         else:
@@ -68,7 +68,7 @@ class LowQ(Loss):
     def _of_logits(self, logits: Array) -> tuple[Array, Array]:
         chances = probabilities(logits, self.nvec)
         values, derivative = np.zeros(len(logits), logits.dtype), np.empty_like(logits)
-        for group in _groups(self.nvec):
+        for group in groups(self.nvec):
             mean = (chances[:, group] * self.values[:, group]).sum(axis=1)
             values -= mean
             derivative[:, group] = -chances[:, group] * (self.values[:, group] - mean[:, None])
@@ -158,8 +158,3 @@ class QDescent(PGD):
             )
         std = np.exp(policy.log_std.detach().cpu().numpy()) if not self.deterministic else np.ones_like(outputs[0])
         return SquaredDifference(outputs, std**-2)
-
-
-def _groups(nvec: tuple[int, ...]) -> list[slice]:
-    stops = np.cumsum(nvec).tolist()
-    return [slice(stop - n, stop) for n, stop in zip(nvec, stops, strict=True)]

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_prune_robust.layers import LipschitzProjection, WeightMasks, spectral_norm
+from sb3_prune_robust.anatomy import optimizers_of
+from sb3_prune_robust.layers import LipschitzProjection, WeightMasks, spectral_norm, weight_masks
 
 OPTIMIZERS = {
     "adam": lambda p: th.optim.Adam(p, lr=1e-2),
@@ -91,6 +94,59 @@ def test_a_layer_of_zeros_is_an_initialisation_not_a_mask():
     layer.weight.grad = th.ones_like(layer.weight)
     optimizer.step()
     assert bool((layer.weight != 0).all())
+
+
+def test_targets_are_zeroed_with_the_weights_and_averages_keep_them_so():
+    layer, optimizer, _ = make()
+    targets = [nn.Parameter(layer.weight.detach().clone()) for _ in range(2)]
+    masks = WeightMasks({"layer": layer.weight}, [optimizer], {"layer": targets})
+    masks.prune({"layer": half(layer)})
+    for _ in range(3):
+        step(layer, optimizer)
+        for target in targets:
+            polyak_update([layer.weight], [target], 0.3)
+            assert bool((target[half(layer)] == 0).all()) and bool((target[~half(layer)] != 0).all())
+    targets[0].data.fill_(1.0)  # loaded from a file in which they were dense
+    masks.rearm()
+    assert th.equal(targets[0] == 0, half(layer))
+
+
+def test_nothing_is_written_to_but_what_is_pruned_and_what_is_stepped():
+    """SAC steps its critic while the actor's weights wait in a graph; one write to them and torch refuses the backward."""
+    layers = {name: nn.Linear(5, 6) for name in ("actor", "critic")}
+    optimizers = {name: th.optim.Adam(layer.parameters()) for name, layer in layers.items()}
+    masks = WeightMasks({name: layer.weight for name, layer in layers.items()}, list(optimizers.values()))
+    masks.prune({name: half(layer) for name, layer in layers.items()})
+    waiting = layers["actor"](th.randn(4, 5)).square() @ layers["actor"].weight
+    step(layers["critic"], optimizers["critic"])
+    masks.prune({"critic": ~half(layers["critic"])})
+    waiting.sum().backward()
+    assert layers["actor"].weight.grad is not None
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC, DQN])
+def test_a_policy_has_one_object_of_masks_on_each_of_its_optimisers(algorithm):
+    small = {} if algorithm is PPO else dict(buffer_size=10)
+    policy = algorithm("MlpPolicy", "CartPole-v1" if algorithm is DQN else "Pendulum-v1", **small).policy
+    masks = weight_masks(policy)
+    assert weight_masks(policy) is masks
+    optimizers = {id(one): one for one in optimizers_of(policy).values()}.values()
+    assert [len(one._optimizer_step_post_hooks) for one in optimizers] == [1] * (2 if algorithm is SAC else 1)
+    owner = policy.critic if algorithm is SAC else policy
+    owner.optimizer = th.optim.SGD(owner.parameters(), lr=0.1)  # takes the place of the one hooked
+    weight_masks(policy)
+    weight_masks(policy)
+    assert len(owner.optimizer._optimizer_step_post_hooks) == 1
+
+
+def test_masks_are_read_anew_when_a_policy_is_loaded_targets_too():
+    policy = DQN("MlpPolicy", "CartPole-v1", buffer_size=10).policy
+    masks, state = weight_masks(policy), {name: value.clone() for name, value in policy.state_dict().items()}
+    assert masks.n_pruned(masks.weights) == 0
+    state["q_net.q_net.2.weight"][:32] = 0.0
+    policy.load_state_dict(state)
+    assert masks.n_pruned(masks.weights) == masks.n_pruned(["q_net.q_net.2"]) == 32 * 64
+    assert bool((policy.q_net_target.q_net[2].weight[:32] == 0).all())
 
 
 def chain(*sizes, scale=1.0):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-DISTRIBUTIONS: dict[str, Callable[[tuple[int, int]], float] | None] = {
+DISTRIBUTIONS: dict[str, Callable[[Sequence[int]], float] | None] = {
     "uniform": lambda shape: 1.0,
-    # Erdos-Renyi: the share kept is proportional to (n_in + n_out) / (n_in n_out), so that thin layers stay denser
-    # (Mocanu et al. 2018; Evci et al. 2020).
+    # Erdos-Renyi: the share kept is proportional to (n_in + n_out) / (n_in n_out), so that thin layers stay denser (Mocanu et
+    # al. 2018); of a convolution to (n_in + n_out + height + width) / (n_in n_out height width) (Evci et al. 2020).
     "erk": lambda shape: sum(shape) / math.prod(shape),
     "global": None,  # no share a layer: all weights are ranked together
 }
@@ -20,14 +20,14 @@ def check_distribution(distribution: str) -> None:
         raise ValueError(f"distribution={distribution!r} is unknown; known: {', '.join(DISTRIBUTIONS)}")
 
 
-def share(distribution: str, shapes: Mapping[str, tuple[int, int]], alive: Mapping[str, int], n_keep: int) -> dict[str, int]:
+def share(distribution: str, shapes: Mapping[str, Sequence[int]], alive: Mapping[str, int], n_keep: int) -> dict[str, int]:
     """
     How many weights each layer keeps, summing to ``n_keep`` exactly.
 
     Layer ``l`` keeps ``c * factor_l`` of its weights, ``c`` the same for all, but never more than it has left: what one layer
     cannot keep, the others do. Each layer keeps one weight at least: a layer with none would cut the network in two.
 
-    :param distribution: ``"uniform"`` (factor 1) or ``"erk"`` (factor ``(n_in + n_out) / (n_in n_out)``)
+    :param distribution: ``"uniform"`` (factor 1) or ``"erk"`` (factor: sum of the weight's dimensions over their product)
     :param shapes: shape of each layer's weight
     :param alive: number of weights that are not pruned yet, a layer
     :param n_keep: number of weights to keep in all, at most the sum of ``alive``

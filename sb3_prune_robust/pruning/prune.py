@@ -1,4 +1,4 @@
-"""Pruning the linear layers of a policy to a given sparsity, to the single weight."""
+"""Pruning the layers of a policy to a given sparsity, to the single weight."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch as th
-from torch import nn
 
+from sb3_prune_robust.anatomy import Anatomy, anatomy
 from sb3_prune_robust.layers import WeightMasks, weight_masks
 from sb3_prune_robust.pruning.distributions import DISTRIBUTIONS, check_distribution, share
 from sb3_prune_robust.pruning.schedules import check_sparsity
@@ -16,7 +16,8 @@ from sb3_prune_robust.pruning.scores import Score, make_score
 
 TARGETS = ("actor", "critic")
 
-Layers = dict[str, nn.Linear]
+#: weights to prune, by the name of their layer
+Layers = dict[str, th.Tensor]
 
 
 def policy_of(model: Any) -> Any:
@@ -24,39 +25,36 @@ def policy_of(model: Any) -> Any:
     return getattr(model, "policy", model)
 
 
-def _all_layers(policy: Any) -> dict[str, Layers]:
-    extractor = getattr(policy, "mlp_extractor", None)
-    if not (hasattr(extractor, "policy_net") and hasattr(policy, "action_net")):
-        raise TypeError(f"{type(policy).__name__} is not an actor-critic policy (PPO, A2C, TRPO); no other can be pruned yet")
-    named = {name: module for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
-    parts = {"actor": ("mlp_extractor.policy_net", "action_net"), "critic": ("mlp_extractor.value_net", "value_net")}
-    return {
-        target: {name: module for name, module in named.items() if name.startswith(prefixes)}
-        for target, prefixes in parts.items()
-    }
-
-
 def target_layers(policy: Any, target: str, patterns: Sequence[str] | None = None) -> Layers:
     """
     The layers of the actor or the critic that are pruned.
 
-    :param policy: an actor-critic policy
-    :param target: ``"actor"`` or ``"critic"``
+    :param policy: a policy of an algorithm of SB3 or sb3-contrib
+    :param target: ``"actor"`` (of DQN and QRDQN the network of the values, which acts) or ``"critic"``
     :param patterns: shell-style patterns of layer names, e.g. ``["mlp_extractor.policy_net.*", "action_net"]``;
-        ``None``: the hidden layers, heads stay dense
-    :return: the layers by name
-    :raises ValueError: for an unknown target, or when no layer is left
+        ``None``: the hidden layers: heads and LSTMs stay dense
+    :return: their weights by name
+    :raises ValueError: for an unknown target, one that the policy does not have, or when no layer is left
+    :raises TypeError: for a policy whose layers are not known
     """
     if target not in TARGETS:
         raise ValueError(f"targets: {target!r} is unknown; known: {', '.join(TARGETS)}")
     check_patterns(patterns)
-    layers = _all_layers(policy)[target]
-    kept = {name: layer for name, layer in layers.items() if _matches(name, patterns)}
+    parts = anatomy(policy)
+    layers = parts.part(target)
+    _check_has(policy, parts, target)
+    kept = parts.hidden(target) if patterns is None else {name: w for name, w in layers.items() if _matches(name, patterns)}
     if not kept:
         argument = "targets" if patterns is None else "layers"
         what = "hidden layer" if patterns is None else f"layer that matches {list(patterns)!r}"
-        raise ValueError(f"{argument}: the {target} has no {what}; its linear layers: {', '.join(layers)}")
+        raise ValueError(f"{argument}: the {target} has no {what}; its layers: {', '.join(layers)}")
     return kept
+
+
+def _check_has(policy: Any, parts: Anatomy, target: str) -> None:
+    if not parts.part(target):
+        why = "its one network acts by the values it gives" if parts.is_value_network else "it has no gradients"
+        raise ValueError(f"targets: a {type(policy).__name__} has no critic beside its actor: {why}; use targets=('actor',)")
 
 
 def check_patterns(patterns: Sequence[str] | None) -> None:
@@ -65,9 +63,7 @@ def check_patterns(patterns: Sequence[str] | None) -> None:
         raise ValueError(f"layers must be a list of patterns such as ['*policy_net*'], or None; got {patterns!r}")
 
 
-def _matches(name: str, patterns: Sequence[str] | None) -> bool:
-    if patterns is None:
-        return name.startswith("mlp_extractor.")
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -83,7 +79,7 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
     :param score: ranks the weights
     :param distribution: ``"uniform"``, ``"erk"`` or ``"global"``
     """
-    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    sizes = {name: weight.numel() for name, weight in layers.items()}
     n_pruned = round(sparsity * sum(sizes.values()))
     if n_pruned <= masks.n_pruned(layers):
         return
@@ -91,18 +87,18 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
         raise ValueError(
             f"sparsity={sparsity} leaves {len(layers)} layers of {sum(sizes.values())} weights fewer than one weight each"
         )
-    scores = {name: _scores(masks, name, layer, score) for name, layer in layers.items()}
+    scores = {name: _scores(masks, name, weight, score) for name, weight in layers.items()}
     if DISTRIBUTIONS[distribution] is None:
         masks.prune(_lowest_together(scores, n_pruned - masks.n_pruned(layers)))
     else:
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+        shapes = {name: tuple(weight.shape) for name, weight in layers.items()}
         alive = {name: size - masks.n_pruned([name]) for name, size in sizes.items()}
         keep = share(distribution, shapes, alive, sum(sizes.values()) - n_pruned)
         masks.prune({name: _lowest(scores[name], alive[name] - keep[name]) for name in layers if alive[name] > keep[name]})
 
 
-def _scores(masks: WeightMasks, name: str, layer: nn.Linear, score: Score) -> th.Tensor:
-    values = score(name, layer.weight).to(th.float64)
+def _scores(masks: WeightMasks, name: str, weight: th.Tensor, score: Score) -> th.Tensor:
+    values = score(name, weight).to(th.float64)
     if bool(values.isnan().any()):
         raise ValueError(f"scores: the score of {name} is NaN: training has diverged")
     return values.masked_fill(masks.pruned[name], th.inf) if name in masks.pruned else values  # not to be chosen again
@@ -139,13 +135,17 @@ def prune_policy(
     """
     Prune a policy in place, once: what an audit does to copies of an agent trained without this package.
 
-    :param model: an SB3 algorithm (PPO, A2C, TRPO) or its policy
+    The zeros stay while the policy learns on, except for ARS: further training of it starts from the weights that it keeps
+    beside its policy.
+
+    :param model: an algorithm of SB3 or sb3-contrib, or its policy
     :param sparsity: share of zeros in the pruned layers of each target, in [0, 1); what is pruned already stays so
     :param scores: as :class:`PruningCallback`; a score that needs gradients is refused, there are none
     :param distribution: as :class:`PruningCallback`
     :param targets: as :class:`PruningCallback`
     :param layers: as :class:`PruningCallback`
     :raises ValueError: for a sparsity outside [0, 1) or an unknown name
+    :raises TypeError: for a policy whose layers are not known
     """
     check_sparsity(sparsity)
     check_distribution(distribution)
@@ -169,19 +169,32 @@ def sparsity(model: Any) -> dict[str, Any]:
     """
     The share of weights that are exactly zero.
 
-    :param model: an SB3 algorithm (PPO, A2C, TRPO) or its policy
-    :return: ``"actor"`` and ``"critic"``: of their hidden layers; ``"total"``: of all weight matrices; ``"layers"``: of each
-        linear layer, by name
+    :param model: an algorithm of SB3 or sb3-contrib, or its policy
+    :return: ``"actor"`` and ``"critic"``: of their hidden layers (DQN, QRDQN: the one network's, for both; ARS, without a
+        critic: 0.0 for it); ``"total"``: of all weight matrices, of convolutions and LSTMs too, target networks aside;
+        ``"layers"``: of each layer, by name
+    :raises TypeError: for a policy whose layers are not known
     """
     policy = policy_of(model)
-    targets = {target: _hidden(layers) for target, layers in _all_layers(policy).items()}
-    matrices = [p for name, p in policy.named_parameters() if p.ndim >= 2 and name.endswith("weight")]  # not gSDE's log_std
-    layers = {name: _share([module.weight]) for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
-    return {**{target: _share(weights) for target, weights in targets.items()}, "total": _share(matrices), "layers": layers}
+    parts = anatomy(policy)
+    hidden = {target: list(parts.hidden("actor" if parts.is_value_network else target).values()) for target in TARGETS}
+    layers = {name: _share([weight]) for name, weight in parts.weights.items()}
+    return {
+        **{target: _share(weights) for target, weights in hidden.items()},
+        "total": _share(_matrices(policy)),
+        "layers": layers,
+    }
 
 
-def _hidden(layers: Layers) -> list[th.Tensor]:
-    return [layer.weight for name, layer in layers.items() if name.startswith("mlp_extractor.")]
+def _matrices(policy: Any) -> list[th.Tensor]:
+    """Of the whole policy, those of modules of other people's too: not gSDE's log_std, no target network."""
+    return [
+        parameter
+        for name, parameter in policy.named_parameters()
+        if parameter.ndim >= 2
+        and name.rpartition(".")[2].startswith("weight")
+        and not name.partition(".")[0].endswith("_target")
+    ]
 
 
 def _share(weights: Sequence[th.Tensor]) -> float:

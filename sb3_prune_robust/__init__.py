@@ -6,7 +6,14 @@ from sb3_prune_robust.attacks import AdversarialVecEnv
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.evaluation.return_certificate import certify_return
 from sb3_prune_robust.evaluation.worst_case import worst_case
-from sb3_prune_robust.policies import LipschitzCategoricalPolicy, LipschitzGaussianPolicy
+from sb3_prune_robust.policies import (
+    LipschitzCategoricalPolicy,
+    LipschitzDQNPolicy,
+    LipschitzGaussianPolicy,
+    LipschitzMaskableCategoricalPolicy,
+    LipschitzSACPolicy,
+    LipschitzTD3Policy,
+)
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 
 __version__ = version("sb3-prune-robust")
@@ -14,7 +21,11 @@ __version__ = version("sb3-prune-robust")
 __all__ = [
     "AdversarialVecEnv",
     "LipschitzCategoricalPolicy",
+    "LipschitzDQNPolicy",
     "LipschitzGaussianPolicy",
+    "LipschitzMaskableCategoricalPolicy",
+    "LipschitzSACPolicy",
+    "LipschitzTD3Policy",
     "PruningCallback",
     "__version__",
     "certify",

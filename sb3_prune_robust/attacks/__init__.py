@@ -1,5 +1,6 @@
 """Attacks on what a policy observes, and the environment wrapper that carries them out."""
 
+from sb3_prune_robust.attacks.adversarial_training import AdversarialTrainingCallback
 from sb3_prune_robust.attacks.base import Attack
 from sb3_prune_robust.attacks.fitting import Budget, Cost, FittedAttack, NotFittedError, NothingToLearnError
 from sb3_prune_robust.attacks.gradient import FGSM, MAD, PGD, SGLDMAD, CriticAttack, GradientAttack
@@ -19,6 +20,7 @@ __all__ = [
     "SARL",
     "SGLDMAD",
     "SUITES",
+    "AdversarialTrainingCallback",
     "AdversarialVecEnv",
     "Attack",
     "Budget",

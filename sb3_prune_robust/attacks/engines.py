@@ -1,7 +1,8 @@
 """Two ways to the gradient of an objective with respect to the observation, behind one interface.
 
 The analytic one runs plain networks in numpy, forward and backward by hand: about ten times faster than autograd on the
-small networks of control tasks. The autograd one goes through the policy's own modules and takes any ``ActorCriticPolicy``.
+small networks of control tasks. The autograd one goes through the policy's own modules and takes any policy whose outputs are
+known (:mod:`sb3_prune_robust.network`). What the named objectives are is in :mod:`~sb3_prune_robust.attacks.objectives`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from sb3_contrib.common.torch_layers import BatchRenorm
 from torch import nn
 
-from sb3_prune_robust.attacks.losses import CategoricalKL, Direction, Loss, Margin, NegativeValue, SquaredDifference
-from sb3_prune_robust.network import ActionNetwork, Network, UnsupportedNetworkError, action_network, value_network
+from sb3_prune_robust.attacks.losses import Loss
+from sb3_prune_robust.attacks.observations import as_observation
+from sb3_prune_robust.network import Network, action_modules, action_network, outputs, value_network
 
 Array = npt.NDArray[Any]
-#: ``objective(policy, obs, perturbed)``: one value per row, to be maximised, differentiable in ``perturbed``
-ObjectiveFunction = Callable[[Any, th.Tensor, th.Tensor], th.Tensor]
-
-OBJECTIVES = ("mad", "action-difference", "critic")
-ENGINES = ("auto", "analytic", "autograd")
 
 
 class Objective(ABC):
@@ -91,36 +88,72 @@ class AutogradObjective(Objective):
     An objective through the policy's own modules.
 
     :param policy: the victim
-    :param function: perturbed observations as a tensor ``(n, *shape)`` to values ``(n,)``
+    :param function: perturbed observations, as the policy's modules take them, to values ``(n,)``
     :param flat_at_center: see :class:`Objective`
     """
 
-    def __init__(self, policy: ActorCriticPolicy, function: Callable[[th.Tensor], th.Tensor], flat_at_center: bool) -> None:
+    def __init__(self, policy: Any, function: Callable[[Any], th.Tensor], flat_at_center: bool) -> None:
         self.policy, self.function, self.flat_at_center = policy, function, flat_at_center
 
     def value(self, points: Array) -> Array:
-        with th.no_grad(), _Evaluating(self.policy):
+        with th.no_grad(), Evaluating(self.policy):
             result: Array = self._values(to_tensor(self.policy, points)).cpu().numpy()
             return result
 
     def value_and_gradient(self, points: Array) -> tuple[Array, Array]:
-        with th.enable_grad(), _Evaluating(self.policy):
+        with th.enable_grad(), Evaluating(self.policy):
             inputs = to_tensor(self.policy, points).requires_grad_()
             values = self._values(inputs)
             if not values.requires_grad:
                 raise ValueError("objective must be differentiable in the perturbed observations")
             # With respect to the inputs only: the gradients of the parameters are none of the attack's business.
             (gradient,) = th.autograd.grad(values.sum(), inputs)
-        return values.detach().cpu().numpy(), gradient.reshape(points.shape).cpu().numpy()
+        return values.detach().cpu().numpy(), gradient.cpu().numpy()
 
     def _values(self, inputs: th.Tensor) -> th.Tensor:
-        values = self.function(inputs)
+        values = self.function(as_observation(self.policy, inputs))
         if values.shape != (len(inputs),):
             raise ValueError(f"objective must give one value per row, shape ({len(inputs)},), got {tuple(values.shape)}")
         return values
 
 
-class _Evaluating:
+class OutputObjective(Objective):
+    """
+    A loss of the policy's outputs, through its own modules.
+
+    :param policy: the victim
+    :param loss: of its outputs
+    """
+
+    def __init__(self, policy: Any, loss: Loss) -> None:
+        self.policy, self.loss, self.flat_at_center = policy, loss, loss.flat_at_center
+
+    def value(self, points: Array) -> Array:
+        return self.loss(outputs_at(self.policy, points))[0]
+
+    def value_and_gradient(self, points: Array) -> tuple[Array, Array]:
+        with th.enable_grad(), Evaluating(self.policy):
+            inputs = to_tensor(self.policy, points).requires_grad_()
+            found = outputs(self.policy, as_observation(self.policy, inputs))
+            values, derivative = self.loss(found.detach().cpu().numpy())
+            (gradient,) = th.autograd.grad(found, inputs, th.as_tensor(derivative, dtype=found.dtype, device=found.device))
+        return values, gradient.cpu().numpy()
+
+
+def outputs_at(policy: Any, points: Array) -> Array:
+    """
+    The policy's outputs through its own modules.
+
+    :param policy: the victim
+    :param points: observations, flat, shape ``(n, d)``
+    :return: shape ``(n, n_outputs)``
+    """
+    with th.no_grad(), Evaluating(policy):
+        result: Array = outputs(policy, as_observation(policy, to_tensor(policy, points))).cpu().numpy()
+    return result
+
+
+class Evaluating:
     """The policy in evaluation mode (dropout, batch norm) and back, by ``train``: ``set_training_mode`` may change weights."""
 
     def __init__(self, policy: nn.Module) -> None:
@@ -135,9 +168,9 @@ class _Evaluating:
             self.policy.train(True)
 
 
-def to_tensor(policy: ActorCriticPolicy, points: Array) -> th.Tensor:
-    """Flat observations ``(n, d)`` as a tensor in the observation's shape, on the policy's device."""
-    return th.as_tensor(points, device=policy.device).reshape(-1, *(policy.observation_space.shape or ()))
+def to_tensor(policy: Any, points: Array) -> th.Tensor:
+    """Flat observations ``(n, d)`` as a tensor on the policy's device."""
+    return th.as_tensor(points, device=policy.device)
 
 
 class NetworkReader:
@@ -161,171 +194,34 @@ class NetworkReader:
         known = self._known.get(which)
         if known is None or key is None or known[0] is not policy or known[1] != key:
             network = action_network(policy) if which == "action" else value_network(policy)
+            if key is None:  # copies, some in float64
+                network = network.astype(np.float32)
             self._known[which] = known = (policy, key, network)
         return known[2]
 
 
 def _fingerprint(policy: Any, which: str) -> tuple[Any, ...] | None:
     """The layers of a network and where their parameters lie; ``None`` where that cannot be told, or they are no CPU views."""
-    body, head, extractor = (
-        ("policy_net", "action_net", "pi_features_extractor")
-        if which == "action"
-        else ("value_net", "value_net", "vf_features_extractor")
-    )
     modules = getattr(policy, "_modules", {})
-    if not {"mlp_extractor", head} <= modules.keys() or body not in modules["mlp_extractor"]._modules:
-        return None
-    layers = (*modules["mlp_extractor"]._modules[body]._modules.values(), modules[head], modules.get(extractor))
+    if "mlp_extractor" in modules and "action_net" in modules:
+        layers = _actor_critic_layers(modules, which)
+    else:
+        layers = tuple(action_modules(policy))
+    if layers is None or any(isinstance(layer, BatchRenorm) for layer in layers) or hasattr(policy, "quantile_net"):
+        return None  # something is folded into copies, which go stale
     parameters = [(name, p) for layer in layers if layer is not None for name, p in layer._parameters.items() if p is not None]
     if any(p.device.type != "cpu" for _, p in parameters):
         return None
     return layers, [(name, p.data_ptr()) for name, p in parameters]
 
 
-def analytic_objective(policy: Any, clean: Array, name: str, deterministic: bool, reader: NetworkReader) -> Objective:
-    """
-    A named objective by the analytic engine.
-
-    :param policy: the victim
-    :param clean: true observations, shape ``(n, d)``
-    :param name: one of ``OBJECTIVES``
-    :param deterministic: the victim's mode
-    :param reader: where the policy's networks come from
-    :raises UnsupportedNetworkError: if the policy is not a plain network
-    """
-    if name == "critic":
-        return AnalyticObjective(reader.read(policy, "value"), NegativeValue())
-    network = reader.read(policy, "action")
-    assert isinstance(network, ActionNetwork)
-    outputs = network(clean.astype(network.weights[-1].dtype, copy=False))
-    if not network.is_gaussian:
-        return AnalyticObjective(network, (Margin if deterministic else CategoricalKL)(outputs, network.nvec))
-    std = np.exp(policy.log_std.detach().cpu().numpy())  # not network.std, which is a copy made when the network was read
-    return AnalyticObjective(network, SquaredDifference(outputs, _gaussian_weight(name, deterministic, std)))
-
-
-def _gaussian_weight(name: str, deterministic: bool, std: Any) -> Any:
-    """
-    Weight of each squared difference of means (halved), for arrays and tensors.
-
-    A victim that samples: ``1 / sigma^2``, the KL divergence. A victim that plays its mean: sigma plays no part, so 1.
-    The difference is taken before actions are clipped to their box: clipped, its gradient would vanish just where the mean
-    is beyond the box, and the attack would be blind there; unclipped it bounds the clipped one from above.
-    The references (SA_PPO, ATLA_robust_RL) divide by ``sigma / mean(sigma)`` in both modes and do not halve.
-    """
-    if name == "action-difference":
-        return 2.0 * (std.mean(axis=-1, keepdims=True) / std) ** 2
-    return std * 0 + 1 if deterministic else std**-2
-
-
-def autograd_objective(policy: Any, clean: Array, objective: str | ObjectiveFunction, deterministic: bool) -> Objective:
-    """
-    An objective by the autograd engine.
-
-    :param policy: the victim, an ``ActorCriticPolicy``
-    :param clean: true observations, shape ``(n, d)``
-    :param objective: one of ``OBJECTIVES``, or a function of (policy, true observations, perturbed observations)
-    :param deterministic: the victim's mode
-    :raises UnsupportedNetworkError: if the policy is recurrent or no ``ActorCriticPolicy``
-    """
-    _check_differentiable(policy)
-    true = to_tensor(policy, clean)
-    if callable(objective):
-        function = objective
-        return AutogradObjective(policy, lambda x: function(policy, true, x), flat_at_center=True)
-    if objective == "critic":
-        return AutogradObjective(policy, lambda x: -policy.predict_values(x).flatten(), flat_at_center=False)
-    with th.no_grad(), _Evaluating(policy):
-        before = _distributions(policy, true)
-    measure = _measure(objective, deterministic, type(before[0]))
-    flat = measure is not _margin
-
-    def change(x: th.Tensor) -> th.Tensor:
-        pairs = zip(before, _distributions(policy, x), strict=True)
-        return th.stack([measure(p, q).reshape(len(x), -1).sum(dim=1) for p, q in pairs]).sum(dim=0)
-
-    return AutogradObjective(policy, change, flat_at_center=flat)
-
-
-def direction_objective(policy: Any, direction: Array, reader: NetworkReader) -> Objective:
-    """
-    ``direction . f(s_hat)``, ``f`` the victim's means or logits, by the analytic engine where it applies.
-
-    :param policy: the victim
-    :param direction: shape ``(n, n_outputs)``
-    :param reader: where the policy's networks come from
-    :raises UnsupportedNetworkError: if the policy is recurrent or no ``ActorCriticPolicy``
-    """
-    try:
-        network = reader.read(policy, "action")
-    except UnsupportedNetworkError:
-        _check_differentiable(policy)
-        weights = th.as_tensor(direction, device=policy.device)
-        return AutogradObjective(policy, lambda x: (weights * _outputs(policy, x)).sum(dim=1), flat_at_center=False)
-    return AnalyticObjective(network, Direction(direction.astype(network.weights[-1].dtype, copy=False)))
-
-
-def policy_outputs(policy: Any, points: Array, reader: NetworkReader) -> Array:
-    """
-    Means or logits at observations, by the analytic engine where it applies.
-
-    :param policy: an ``ActorCriticPolicy``
-    :param points: observations, shape ``(n, d)``
-    :param reader: where the policy's networks come from
-    :return: shape ``(n, n_outputs)``
-    """
-    try:
-        network = reader.read(policy, "action")
-    except UnsupportedNetworkError:
-        _check_differentiable(policy)
-        with th.no_grad(), _Evaluating(policy):
-            result: Array = _outputs(policy, to_tensor(policy, points)).cpu().numpy()
-        return result
-    return network(points.astype(network.weights[-1].dtype, copy=False))
-
-
-def n_outputs(policy: Any) -> int:
-    """Number of means or logits of an ``ActorCriticPolicy``."""
-    _check_differentiable(policy)
-    return int(policy.action_net.out_features)
-
-
-def _outputs(policy: Any, obs: th.Tensor) -> th.Tensor:
-    """Means or logits, shape ``(n, n_outputs)``."""
-    parts: list[th.Tensor] = [getattr(one, "logits", one.mean) for one in _distributions(policy, obs)]
-    return th.cat(parts, dim=1)
-
-
-def _check_differentiable(policy: Any) -> None:
-    if not isinstance(policy, ActorCriticPolicy) or hasattr(policy, "lstm_actor"):
-        raise UnsupportedNetworkError(
-            f"{type(policy).__name__} is not covered by gradient attacks; they need an ActorCriticPolicy without memory "
-            "(PPO, A2C, TRPO)"
-        )
-
-
-def _distributions(policy: Any, obs: th.Tensor) -> list[th.distributions.Distribution]:
-    """The policy's distribution, one per categorical for MultiDiscrete actions."""
-    found = policy.get_distribution(obs).distribution
-    return found if isinstance(found, list) else [found]
-
-
-def _measure(name: str, deterministic: bool, kind: type) -> Callable[[Any, Any], th.Tensor]:
-    """How far a distribution moved: from the true observation's and the perturbed one's to a tensor to be summed."""
-    if issubclass(kind, th.distributions.Normal):
-        if name == "mad" and not deterministic:
-            return th.distributions.kl_divergence
-        return lambda p, q: _gaussian_weight(name, deterministic, p.stddev) * (q.mean - p.mean) ** 2 / 2
-    if not deterministic:
-        return th.distributions.kl_divergence
-    if issubclass(kind, th.distributions.Categorical):
-        return _margin
-    raise UnsupportedNetworkError(f"deterministic=True has no objective for action distribution {kind.__name__}")
-
-
-def _margin(before: th.distributions.Categorical, after: th.distributions.Categorical) -> th.Tensor:
-    if after.logits.shape[1] == 1:
-        return after.logits[:, 0] * 0
-    chosen = before.logits.argmax(dim=1, keepdim=True)
-    rival = after.logits.scatter(1, chosen, -th.inf).max(dim=1).values
-    return rival - after.logits.gather(1, chosen)[:, 0]
+def _actor_critic_layers(modules: Any, which: str) -> tuple[Any, ...] | None:
+    """Straight from the modules' dictionaries: torch's attribute access takes ten times as long."""
+    body, head, extractor = (
+        ("policy_net", "action_net", "pi_features_extractor")
+        if which == "action"
+        else ("value_net", "value_net", "vf_features_extractor")
+    )
+    if head not in modules or body not in modules["mlp_extractor"]._modules:
+        return None
+    return (*modules["mlp_extractor"]._modules[body]._modules.values(), modules[head], modules.get(extractor))

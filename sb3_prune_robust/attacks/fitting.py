@@ -20,7 +20,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize, unwrap_vec_wrapper
 from typing_extensions import Self
 
-from sb3_prune_robust.attacks.base import Array, Attack, check_obs
+from sb3_prune_robust.attacks.base import Array, Attack
+from sb3_prune_robust.attacks.observations import check_obs
 from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
 from sb3_prune_robust.network import UnsupportedNetworkError
 
@@ -172,6 +173,8 @@ class FittedAttack(Attack):
         seed: int | None = None,
         deterministic: bool = False,
     ) -> None:
+        if isinstance(eps, Mapping):
+            raise ValueError(f"eps={eps!r} is by key; attacks that learn are for Box observations")
         super().__init__(eps, norm, mask, seed, deterministic)
         self.seed = seed
         self.cost: Cost | None = None
@@ -212,7 +215,7 @@ class FittedAttack(Attack):
         policy.set_training_mode(False)
         with frozen(env):
             AdversarialVecEnv(env, model, self)  # refuses what does not fit together
-            check_obs(policy, env.reset())
+            _check_vectors(policy, env.reset())
             meter = Meter(budget or self.default_budget)
             self._fit(policy, env, meter, folder, on_progress or _nothing)
         self.cost = meter.cost
@@ -297,6 +300,14 @@ class FittedAttack(Attack):
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error!r} where a fitted {found.__name__} was expected") from error
         return attack
+
+
+def _check_vectors(policy: Any, obs: Any) -> None:
+    check_obs(policy, obs)
+    if isinstance(obs, Mapping) or obs.dtype == np.uint8:
+        raise UnsupportedNetworkError(
+            f"observations are {policy.observation_space}: attacks that learn are for vectors of floats"
+        )
 
 
 def _describe(env: VecEnv) -> str:

@@ -9,11 +9,10 @@ import numpy.typing as npt
 
 from sb3_prune_robust.attacks.balls import Ball
 from sb3_prune_robust.attacks.base import Array, Attack
-from sb3_prune_robust.attacks.engines import (
+from sb3_prune_robust.attacks.engines import NetworkReader, Objective
+from sb3_prune_robust.attacks.objectives import (
     ENGINES,
     OBJECTIVES,
-    NetworkReader,
-    Objective,
     ObjectiveFunction,
     analytic_objective,
     autograd_objective,

@@ -19,11 +19,13 @@ from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, View
 from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.director import Director
-from sb3_prune_robust.attacks.engines import NetworkReader, direction_objective, n_outputs, policy_outputs
+from sb3_prune_robust.attacks.engines import NetworkReader
 from sb3_prune_robust.attacks.fitting import Budget, Fit, FittedAttack, Meter, attacked_returns
 from sb3_prune_robust.attacks.gradient import check_count
 from sb3_prune_robust.attacks.learning import ALGORITHMS, LEARNING_SHARE, Learner, is_off_policy
+from sb3_prune_robust.attacks.objectives import direction_objective, policy_outputs
 from sb3_prune_robust.attacks.search import PushSearch
+from sb3_prune_robust.network import is_greedy, n_outputs
 
 MOST_SEARCH = 0.9 * LEARNING_SHARE
 PUSH_SIZE = 2.0
@@ -99,7 +101,7 @@ class LearnedAttack(FittedAttack):
         policy = getattr(model, "policy", model)
 
         def moved(observations: Array, actions: Array, scale: float) -> Array:
-            ball = self._ball(observations)
+            ball = self._ball(policy, observations.reshape(len(observations), -1))
             if scale != 1.0:
                 eps = scale * ball.eps
                 ball = BALLS[self.norm](ball.center, eps, round_down(eps, ball.center.dtype))
@@ -259,7 +261,10 @@ class PAAD(LearnedAttack):
         return PUSH_SIZE * (push / max(np.sqrt(np.mean(push**2)), 1e-9)).reshape(2, k)
 
     def _pushed(self, policy: Any, points: Array, constant: Array, slope: Array) -> Array:
-        return constant + slope * policy_outputs(policy, points, self._reader)
+        found = policy_outputs(policy, points, self._reader)
+        if is_greedy(policy):  # Q values are of any size, and only their differences act
+            found = (found - found.mean(axis=1, keepdims=True)) / (found.std(axis=1, keepdims=True) + 1e-8)
+        return constant + slope * found
 
     def _move(self, policy: Any, ball: Ball, actions: Array) -> Array:
         if self._push is not None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sb3_prune_robust.network import Box
+
 Array = npt.NDArray[Any]
 
 
@@ -46,6 +48,47 @@ class SquaredDifference(Loss):
         difference = outputs - self.clean
         derivative = self.weight * difference
         return (derivative * difference).dot(self._half), derivative  # three times as fast as a sum over axis 1
+
+
+class SquashedDifference(Loss):
+    """
+    ``||a(z_hat) - a(z)||^2 / 2``, ``a`` the action that an actor's output before its tanh stands for.
+
+    A saturated tanh has no slope, and the attack would be blind where the actor plays the ends of its box: so a thousandth of
+    the squared difference before the tanh, which costs the objective next to nothing and leads out of there, is added.
+
+    :param clean: outputs at the true observations, shape ``(n, n_outputs)``
+    :param box: the actions
+    """
+
+    flat_at_center = True
+    share = 1e-3
+
+    def __init__(self, clean: Array, box: Box) -> None:
+        self.clean, self.half = clean, box.half.astype(clean.dtype)
+        self.played = np.tanh(clean)
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        squashed = np.tanh(outputs)
+        moved, before = self.half * (squashed - self.played), outputs - self.clean
+        values = (moved**2 + self.share * before**2).sum(axis=1) / 2
+        return values, moved * self.half * (1.0 - squashed**2) + self.share * before
+
+
+class AfterSquash(Loss):
+    """
+    A loss of actions as one of an actor's outputs before its tanh.
+
+    :param loss: of actions
+    :param box: the actions
+    """
+
+    def __init__(self, loss: Loss, box: Box) -> None:
+        self.loss, self.box, self.flat_at_center = loss, box, loss.flat_at_center
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        values, derivative = self.loss(self.box.action(outputs).astype(outputs.dtype))
+        return values, (derivative * self.box.half * (1.0 - np.tanh(outputs) ** 2)).astype(outputs.dtype)
 
 
 class CategoricalKL(Loss):
@@ -92,6 +135,28 @@ class Margin(Loss):
             derivative[rows, group.start + rival] = 1.0
             derivative[rows, group.start + chosen] = -1.0
         return values, derivative
+
+
+class TowardsLowest(Loss):
+    """
+    ``log softmax(z_hat)_b`` after scaling, ``b`` the choice of lowest value at the true observation: the attack of
+    Pattanaik et al. 2018 (section 3) on a Q network, which makes the victim play what it values least.
+
+    Q values have any size: they are divided by their spread at the true observation, so that the softmax is not one-hot.
+
+    :param clean: Q values at the true observations, shape ``(n, n_outputs)``
+    :param nvec: ``(n_outputs,)``
+    """
+
+    def __init__(self, clean: Array, nvec: tuple[int, ...]) -> None:
+        self.nvec = nvec
+        self.scale = 1.0 / (clean.std(axis=1, keepdims=True) + 1e-6 * (1.0 + np.abs(clean).max(axis=1, keepdims=True)))
+        self.wanted = np.zeros_like(clean)
+        self.wanted[np.arange(len(clean)), clean.argmin(axis=1)] = 1.0
+
+    def __call__(self, outputs: Array) -> tuple[Array, Array]:
+        log_chances = _log_softmax(outputs * self.scale, self.nvec)
+        return (self.wanted * log_chances).sum(axis=1), (self.wanted - np.exp(log_chances)) * self.scale
 
 
 class NegativeValue(Loss):

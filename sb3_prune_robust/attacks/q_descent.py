@@ -8,27 +8,30 @@ import numpy as np
 import numpy.typing as npt
 
 from sb3_prune_robust.attacks.base import Array
-from sb3_prune_robust.attacks.engines import (
-    AnalyticObjective,
-    NetworkReader,
-    Objective,
-    direction_objective,
-    policy_outputs,
-)
+from sb3_prune_robust.attacks.engines import AnalyticObjective, Objective, OutputObjective
 from sb3_prune_robust.attacks.gradient import PGD
-from sb3_prune_robust.attacks.losses import CategoricalKL, Loss, Margin, SquaredDifference, groups
+from sb3_prune_robust.attacks.losses import (
+    AfterSquash,
+    CategoricalKL,
+    Loss,
+    Margin,
+    SquaredDifference,
+    SquashedDifference,
+    groups,
+)
+from sb3_prune_robust.attacks.objectives import policy_outputs
 from sb3_prune_robust.attacks.robust_q import QFunction
 from sb3_prune_robust.attacks.transitions import choices, probabilities
-from sb3_prune_robust.network import UnsupportedNetworkError
+from sb3_prune_robust.network import UnsupportedNetworkError, box_of, is_greedy, kind_of
 
 
 class LowQ(Loss):
     """
     ``-Q(s, a)`` in the network's units, a function of the victim's output ``a`` alone.
 
-    For ``Box`` actions ``a`` is the mean. For categorical ones of a victim that samples, ``Q`` is its mean over the choices'
-    probabilities; for one that plays its most likely choice it is, in each group, the margin by which the choice of lowest
-    ``Q`` leads the others (below 0: it does not).
+    For ``Box`` actions ``a`` is the mean (of a tanh-squashed actor: the action). For categorical ones of a victim that
+    samples, ``Q`` is its mean over the choices' probabilities; for one that plays its most likely choice it is, in each group,
+    the margin by which the choice of lowest ``Q`` leads the others (below 0: it does not).
 
     :param q: what was learned
     :param states: true observations, shape ``(n, d)``
@@ -92,35 +95,6 @@ class Mixed(Loss):
         return self.ratio * one + (1 - self.ratio) * other, self.ratio * slope + (1 - self.ratio) * other_slope
 
 
-class AutogradLoss(Objective):
-    """
-    A loss of the victim's outputs, through the policy's own modules.
-
-    :param policy: the victim
-    :param loss: of its means or logits
-    """
-
-    flat_at_center = False
-
-    def __init__(self, policy: Any, loss: Loss) -> None:
-        self.policy, self.loss, self.reader = policy, loss, _Blind()
-
-    def value(self, points: Array) -> Array:
-        return self.loss(policy_outputs(self.policy, points, self.reader))[0]
-
-    def value_and_gradient(self, points: Array) -> tuple[Array, Array]:
-        values, derivative = self.loss(policy_outputs(self.policy, points, self.reader))
-        # The gradient of a loss is that of the outputs in the direction of its derivative.
-        return values, direction_objective(self.policy, derivative, self.reader).value_and_gradient(points)[1]
-
-
-class _Blind(NetworkReader):
-    """Sees no plain network, so that the policy's own modules are used."""
-
-    def read(self, policy: Any, which: str) -> Any:
-        raise UnsupportedNetworkError("not read: the autograd engine was asked for")
-
-
 class QDescent(PGD):
     """
     The observation at which the victim does what ``Q`` likes least, by :class:`PGD`. Other arguments as there.
@@ -137,7 +111,10 @@ class QDescent(PGD):
         expected, nvec = len(self.q.mean), choices(policy.action_space)
         if clean.shape[1] != expected:
             raise ValueError(f"obs has {clean.shape[1]} entries; Q was learned on a victim that has {expected}")
-        loss: Loss = LowQ(self.q, clean, nvec, self.deterministic)
+        deterministic, box = self.deterministic or is_greedy(policy), box_of(policy)
+        loss: Loss = LowQ(self.q, clean, nvec, deterministic)
+        if box is not None:
+            loss = AfterSquash(loss, box)
         if self.ratio:
             loss = Mixed(self.ratio, self._difference(policy_outputs(policy, clean, self._reader), nvec, policy), loss)
         if self.engine != "autograd":
@@ -146,15 +123,19 @@ class QDescent(PGD):
             except UnsupportedNetworkError:
                 if self.engine == "analytic":
                     raise
-        return AutogradLoss(policy, loss)
+        return OutputObjective(policy, loss)
 
     def _difference(self, outputs: Array, nvec: tuple[int, ...], policy: Any) -> Loss:
         """MAD's objective."""
+        box = box_of(policy)
         if nvec:
-            return (Margin if self.deterministic else CategoricalKL)(outputs, nvec)
-        if policy.use_sde and not self.deterministic:
+            return (Margin if self.deterministic or is_greedy(policy) else CategoricalKL)(outputs, nvec)
+        if box is not None:
+            return SquashedDifference(outputs, box)
+        if self.deterministic or kind_of(policy) == "linear":
+            return SquaredDifference(outputs, np.ones_like(outputs[0]))
+        if policy.use_sde:
             raise UnsupportedNetworkError(
                 "gSDE's covariance depends on the state, so MAD has no weight here; give ratios=(0.0,)"
             )
-        std = np.exp(policy.log_std.detach().cpu().numpy()) if not self.deterministic else np.ones_like(outputs[0])
-        return SquaredDifference(outputs, std**-2)
+        return SquaredDifference(outputs, np.exp(policy.log_std.detach().cpu().numpy()) ** -2)

@@ -13,8 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.attacks.base import Attack
-from sb3_prune_robust.attacks.engines import NetworkReader, policy_outputs
+from sb3_prune_robust.attacks.engines import NetworkReader
 from sb3_prune_robust.attacks.fitting import NothingToLearnError
+from sb3_prune_robust.attacks.objectives import policy_outputs
+from sb3_prune_robust.network import box_of, is_greedy, samples
 
 Array = npt.NDArray[Any]
 _FEWEST = 2  # transitions
@@ -108,7 +110,8 @@ class _Victim:
     """What the victim does, for the environment and for Q."""
 
     def __init__(self, policy: Any, attack: Attack | None, deterministic: bool, seed: int) -> None:
-        self.policy, self.attack, self.deterministic = policy, attack, deterministic
+        self.policy, self.attack, self.deterministic = policy, attack, deterministic or is_greedy(policy)
+        self.squashed = box_of(policy) is not None
         self.reader, self.actor, self.streams = NetworkReader(), Actor(policy, deterministic), [np.random.default_rng(seed)]
         self.nvec = choices(policy.action_space)
 
@@ -120,7 +123,9 @@ class _Victim:
         if self.nvec:
             acted = indicators(done.reshape(len(done), -1), self.nvec)
             return done, acted, acted if self.deterministic else probabilities(outputs, self.nvec)
-        if not self.deterministic:
+        if self.squashed:
+            outputs = done.reshape(outputs.shape)
+        elif not self.deterministic and samples(self.policy):
             # Where it is not known before clipping (gSDE): what the environment receives.
             outputs = done.reshape(outputs.shape) if noise is None else outputs + noise * np.exp(_log_std(self.policy))
         acted = outputs.astype(np.float32)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_prune_robust.attacks.base import Attack
+from sb3_prune_robust.observations import Observations, copied, difference, rows
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +24,8 @@ class AdversarialVecEnv(VecEnvWrapper):
 
     It belongs OUTERMOST, after ``VecNormalize``: ``eps`` is in units of what the policy receives. Wrapped inside a
     ``VecNormalize`` it would perturb raw observations, and could not know: it refuses what it can see (a model that has a
-    ``VecNormalize`` of its own where there is none below, or one below that is still training), the rest is up to you.
+    ``VecNormalize`` of its own where there is none below, or one below that is still training while the agent is not), the
+    rest is up to you.
 
     ``infos[i]["true_observation"]`` is the true version of the observation returned beside it; ``reset_infos`` has it after
     a reset, automatic ones too. ``terminal_observation`` stays true. ``n_perturbed`` and ``mean_perturbation`` tell whether
@@ -32,11 +34,13 @@ class AdversarialVecEnv(VecEnvWrapper):
     :param venv: the environment to wrap, with ``VecNormalize`` where the agent was trained with one
     :param model: the victim: an SB3 algorithm or policy
     :param attack: the attack, e.g. ``MAD(eps=0.075)``
+    :param in_training: the agent learns under the attack, and a ``VecNormalize`` below may go on moving its statistics:
+        ``eps`` is then in units of the statistics of the moment
     :raises TypeError: if ``model`` or ``attack`` is not one
     :raises ValueError: if environment and model do not fit together
     """
 
-    def __init__(self, venv: VecEnv, model: BaseAlgorithm | BasePolicy, attack: Attack) -> None:
+    def __init__(self, venv: VecEnv, model: BaseAlgorithm | BasePolicy, attack: Attack, *, in_training: bool = False) -> None:
         if not isinstance(venv, VecEnv):
             raise TypeError(f"venv must be a VecEnv, got {type(venv).__name__}; see make_vec_env or DummyVecEnv")
         if not isinstance(model, BaseAlgorithm | BasePolicy):
@@ -46,6 +50,7 @@ class AdversarialVecEnv(VecEnvWrapper):
         super().__init__(venv)
         self.model = model
         self.attack = attack
+        self._in_training = in_training
         self._vec_normalize = unwrap_vec_normalize(venv)
         _check_chain(venv, model, self._vec_normalize)
         self._check_frozen()
@@ -57,28 +62,23 @@ class AdversarialVecEnv(VecEnvWrapper):
         """Mean size of the perturbations so far, in the attack's norm; 0.0 before the first."""
         return self._total_perturbation / max(self.n_perturbed, 1)
 
-    def reset(self) -> Array:
-        true_obs = self._copied(self.venv.reset())
-        inner = self.unwrapped.reset_infos
-        self.reset_infos = [{**info, "true_observation": true} for info, true in zip(inner, true_obs, strict=True)]
+    def reset(self) -> Observations:
+        true_obs = copied(self.venv.reset())
+        self.reset_infos = _with_truth(self.unwrapped.reset_infos, true_obs)
         return self._perturb(true_obs)
 
     def step_wait(self) -> VecEnvStepReturn:
         obs, rewards, dones, infos = self.venv.step_wait()
-        true_obs = self._copied(obs)
-        infos = [{**info, "true_observation": true} for info, true in zip(infos, true_obs, strict=True)]
+        true_obs = copied(obs)  # infos keep rows of it
+        infos = _with_truth(infos, true_obs)
         for i in np.flatnonzero(dones):
-            self.reset_infos[i] = {**self.unwrapped.reset_infos[i], "true_observation": true_obs[i]}
+            self.reset_infos[i] = {**self.unwrapped.reset_infos[i], "true_observation": rows(true_obs, i)}
         return self._perturb(true_obs), rewards, dones, infos
 
-    def _copied(self, obs: Any) -> Array:
-        """Our own copy: environments may hand out their buffers, and infos keep rows of it."""
-        return np.array(obs)
-
-    def _perturb(self, true_obs: Array) -> Array:
+    def _perturb(self, true_obs: Observations) -> Observations:
         self._check_frozen()
         perturbed = self.attack(self.model, true_obs)
-        change = (perturbed - true_obs).reshape(len(true_obs), -1)
+        change = difference(perturbed, true_obs)
         sizes = np.abs(change).max(axis=1) if self.attack.norm == "linf" else np.linalg.norm(change, axis=1)
         self.n_perturbed += len(sizes)
         self._total_perturbation += float(sizes.sum())
@@ -86,10 +86,14 @@ class AdversarialVecEnv(VecEnvWrapper):
 
     def _check_frozen(self) -> None:
         normalize = self._vec_normalize
-        if normalize is not None and normalize.training and normalize.norm_obs:
+        if normalize is not None and normalize.training and normalize.norm_obs and not self._in_training:
             raise ValueError(
                 "venv has a VecNormalize in training mode: its statistics move, and eps with them; set venv.training = False"
             )
+
+
+def _with_truth(infos: Any, true_obs: Observations) -> list[dict[str, Any]]:
+    return [{**info, "true_observation": rows(true_obs, i)} for i, info in enumerate(infos)]
 
 
 def _chain(venv: VecEnv) -> Iterator[VecEnv]:

@@ -25,6 +25,10 @@ from sb3_prune_robust.certificates.noise import categorical_shift
 from sb3_prune_robust.certificates.observations import check_forward, check_observations, policy_of, read_network
 from sb3_prune_robust.network import ActionNetwork, Array
 
+STOCHASTIC = "the stochastic policy as sampled"
+GREEDY = "the policy that plays the choice of highest value, without exploration"
+MODE = "the policy that plays its deterministic action"
+
 
 @dataclass(frozen=True)
 class StateBounds:
@@ -34,12 +38,13 @@ class StateBounds:
     :param tv: on ``D_TV(pi(.|s), pi(.|s_hat))``, shape ``(n,)``
     :param kl: on ``KL`` between the two in nats, either way round, shape ``(n,)``
     :param radius: on the change of each mean or logit, shape ``(n, n_outputs)``
+        (of tanh-squashed actors: of each action, in the environment's units; of Q networks: of each Q value)
     :param delta: Gaussian policies: on ``||Sigma^(-1/2) (mu(s) - mu(s_hat))||_2``, shape ``(n,)``; else ``None``
     :param omega: categorical policies: on the range ``max_i D_i - min_i D_i`` of the logits' changes of each categorical,
-        shape ``(n, n_groups)``; else ``None``
-    :param margin: categorical policies, a LOWER bound: by how much the logit that is largest at the state stays above the
-        others of its categorical, shape ``(n, n_groups)``; where positive, a policy that plays the likeliest choice provably
-        plays the same over the whole ball (of two equal logits: none). Else ``None``
+        shape ``(n, n_groups)`` (Q networks: of the Q values); else ``None``
+    :param margin: categorical policies (but those whose choices are masked) and Q networks, a LOWER bound: by how much the
+        output that is largest at the state stays above the others of its categorical, shape ``(n, n_groups)``; where positive,
+        a policy that plays the largest provably plays the same over the whole ball (of two equal outputs: none). Else ``None``
     :param shift: ``d`` of certified return 3: at the perturbed observation the policy is a function of the noise of that at
         the state, shifted by at most this many standard deviations, shape ``(n,)``; ``delta`` for Gaussian policies
     """
@@ -54,7 +59,10 @@ class StateBounds:
 
     @property
     def greedy_unchanged(self) -> npt.NDArray[np.bool_] | None:
-        """Categorical policies: the states whose likeliest action provably cannot change, shape ``(n,)``; else ``None``."""
+        """
+        The states whose likeliest action, or that of highest Q value, provably cannot change, shape ``(n,)``; ``None`` for
+        other policies.
+        """
         return None if self.margin is None else np.all(self.margin > 0, axis=1)
 
 
@@ -63,7 +71,8 @@ class Certificate(StateBounds):
     """
     The bounds of :func:`certify` with their origin. Only ``by_method["abs"]`` is monotone under pruning.
 
-    :param method: name of the method that gave ``tv`` at each state, shape ``(n,)``
+    :param method: name of the method that gave ``tv`` at each state, shape ``(n,)``; of a policy without noise, the ``radius``
+        of least sum, or the largest ``margin``
     :param by_method: each method's own bounds
     :param eps: the budget of each input, shape ``(n_inputs,)``
     :param norm: ``"linf"`` or ``"l2"``
@@ -96,7 +105,13 @@ def certify(
     ``KL <= sum omega^2 / 8`` (categorical; around a state also what the probabilities there allow, see
     :mod:`~sb3_prune_robust.certificates.events`). Nothing in the policy is changed.
 
-    :param policy: a PPO, A2C or TRPO policy, or its algorithm, with a state-independent covariance (no gSDE, no SAC)
+    Policies without noise (TD3, DDPG, DQN, QRDQN, ARS) and the mode of SAC, TQC and CrossQ: ``radius`` bounds the change of
+    the action itself, ``greedy_unchanged`` tells where it provably stays the same. Two actions played for certain have a total
+    variation of 0 or 1: ``tv`` is 0 where the action provably stays the same, else 1, and ``kl`` and ``shift`` infinite.
+    MaskablePPO: ``tv`` and ``kl`` hold whatever the mask, as long as the adversary does not change it; no ``margin``.
+
+    :param policy: a policy of PPO, A2C, TRPO (no gSDE), MaskablePPO, SAC, TQC, CrossQ, TD3, DDPG, DQN, QRDQN or ARS, or its
+        algorithm
     :param observations: as the policy receives them (normalised where VecNormalize is used), shape ``(n, *obs_shape)``
     :param eps: size of the perturbation in the same units, a number or an array of one per input (0: not attackable)
     :param norm: ``"linf"``: ``|d_i| <= eps_i``; ``"l2"``: ``sum (d_i / eps_i)^2 <= 1``
@@ -109,14 +124,17 @@ def certify(
         raise ValueError(f"method must be one of {', '.join(map(repr, (*ALL_METHODS, 'best')))}; got {method!r}")
     policy = policy_of(policy)
     network = read_network(policy)
+    played = STOCHASTIC if network.has_distribution else GREEDY if network.nvec else MODE
     rows = check_observations(observations, policy.observation_space.shape)
     ball = Ball.create(eps, norm, policy.observation_space.shape)
     check_forward(policy, network, rows)
+    if not network.nvec and not network.is_gaussian:
+        network = network.in_action_units()
     by_method = {
         name: state_bounds(network, rows, ALL_METHODS[name](network, rows, ball), anywhere=name in GLOBAL_METHODS)
         for name in (METHODS if method == "best" else [method])
     }
-    return _smallest(by_method, ball)
+    return _smallest(by_method, ball, played)
 
 
 def state_bounds(network: ActionNetwork, observations: Array, change: ActionChange, anywhere: bool = False) -> StateBounds:
@@ -130,8 +148,10 @@ def state_bounds(network: ActionNetwork, observations: Array, change: ActionChan
         probabilities that a categorical policy has at the state
     :return: the bounds
     """
+    if not network.has_distribution:
+        return _bounds_without_noise(network, observations, change)
     if not network.is_gaussian:
-        return _categorical_bounds(network, observations, change, anywhere)
+        return _categorical_bounds(network, observations, change, anywhere or network.masked)
     delta = change.distance[:, 0]
     tv, kl = gaussian_tv(_float32_above(delta)), gaussian_kl(delta)
     return StateBounds(_round_up(tv), kl * (1.0 + rounding_margin(4)), change.radius, delta, None, None, delta)
@@ -146,10 +166,24 @@ def _categorical_bounds(network: ActionNetwork, observations: Array, change: Act
         tv = np.minimum(tv, product_tv_bound(np.stack([event_tv_bound(*part) for part in parts], axis=1)) * (1.0 + 1e-12))
         shift = np.minimum(shift, np.sqrt(np.square([event_shift(*part) for part in parts]).sum(axis=0)) * (1.0 + 1e-12))
     kl = ordered_sum(categorical_kl_bound(omega).T) * (1.0 + rounding_margin(omega.shape[1] + 4))
-    margin = change.margin
-    if margin is None:
-        margin = clean_margin(network, *output_interval(network, observations)) - omega * (1.0 + rounding_margin(4))
+    # Which choice is the largest of those that a mask leaves cannot be known here.
+    margin = None if network.masked else _margin(network, observations, change)
     return StateBounds(_round_up(tv), kl, change.radius, None, omega, margin, shift)
+
+
+def _margin(network: ActionNetwork, observations: Array, change: ActionChange) -> Array:
+    if change.margin is not None:
+        return change.margin
+    return clean_margin(network, *output_interval(network, observations)) - change.distance * (1.0 + rounding_margin(4))
+
+
+def _bounds_without_noise(network: ActionNetwork, observations: Array, change: ActionChange) -> StateBounds:
+    """What is played for certain has a total variation of 0 or 1."""
+    margin = _margin(network, observations, change) if network.nvec else None
+    stays = np.all(change.radius == 0, axis=1) if margin is None else np.all(margin > 0, axis=1)
+    infinite = np.where(stays, 0.0, np.inf)
+    omega = change.distance if network.nvec else None
+    return StateBounds(np.where(stays, 0.0, 1.0), infinite, change.radius, None, omega, margin, infinite)
 
 
 def _float32_above(values: Array) -> Array:
@@ -167,7 +201,7 @@ def _round_up(tv: Array) -> Array:
     return np.minimum(tv * (1.0 + rounding_margin(8)), 1.0)
 
 
-def _smallest(by_method: dict[str, StateBounds], ball: Ball) -> Certificate:
+def _smallest(by_method: dict[str, StateBounds], ball: Ball, played: str) -> Certificate:
     bounds = list(by_method.values())
     names = np.array(list(by_method))
 
@@ -183,19 +217,26 @@ def _smallest(by_method: dict[str, StateBounds], ball: Ball) -> Certificate:
         omega=chosen(np.minimum, [b.omega for b in bounds]),
         margin=chosen(np.maximum, [b.margin for b in bounds]),
         shift=np.minimum.reduce([b.shift for b in bounds]),
-        method=names[np.argmin([b.tv for b in bounds], axis=0)],
+        method=names[np.argmin([_loss_of(b, played) for b in bounds], axis=0)],
         by_method=by_method,
         eps=ball.eps,
         norm=ball.norm,
-        assumptions=_assumptions(ball),
+        assumptions=_assumptions(ball, played),
     )
 
 
-def _assumptions(ball: Ball) -> str:
+def _loss_of(bounds: StateBounds, played: str) -> Array:
+    """What tells the better of two methods at each state, shape ``(n,)``."""
+    if played == STOCHASTIC:
+        return bounds.tv
+    return bounds.radius.sum(axis=1) if bounds.margin is None else -bounds.margin.min(axis=1)
+
+
+def _assumptions(ball: Ball, played: str) -> str:
     ball_text = "|d_i| <= eps_i" if ball.norm == "linf" else "sum (d_i / eps_i)^2 <= 1"
     low, high = float(ball.eps.min()), float(ball.eps.max())
     size = f"eps = {high:g}" if low == high else f"eps from {low:g} to {high:g}"
     return (
         f"perturbations with {ball_text}, {size}, in units of the observation the policy receives (normaliser's statistics "
-        "frozen); the stochastic policy as sampled; the real-number function of the stored weights"
+        f"frozen); {played}; the real-number function of the stored weights"
     )

@@ -18,7 +18,7 @@ from sb3_prune_robust.certificates.divergences import (
     product_tv_bound,
     tv_from_kl,
 )
-from sb3_prune_robust.certificates.observations import check_forward, check_observations, policy_of, read_network
+from sb3_prune_robust.certificates.observations import check_forward, check_observations, policy_of, read_noise
 from sb3_prune_robust.network import ActionNetwork, Array
 
 # Softmax, logarithms and sums in float64 leave less than this of a total variation or divergence.
@@ -50,7 +50,7 @@ def policy_difference(policy: Any, other: Any, observations: npt.ArrayLike) -> P
     :raises ValueError: naming the argument; if the two have other observation or action spaces
     """
     policy, other = policy_of(policy), policy_of(other)
-    ours, theirs = read_network(policy), read_network(other)
+    ours, theirs = read_noise(policy), read_noise(other)
     if policy.observation_space.shape != other.observation_space.shape or policy.action_space != other.action_space:
         raise ValueError(
             f"policy and other must have the same spaces, got {policy.observation_space}, {policy.action_space} and "

@@ -9,10 +9,13 @@ import numpy.typing as npt
 import torch as th
 
 from sb3_prune_robust.bounds.interval import output_interval
-from sb3_prune_robust.network import ActionNetwork, Array, UnsupportedNetworkError, action_network
+from sb3_prune_robust.network import ActionNetwork, Array, UnsupportedNetworkError, action_network, outputs
 
 _N_CHECKED = 16
 _FLOAT32_ROUNDOFF = 2.0**-24
+_FOLDED_ROUNDOFF = (
+    2.0**-20
+)  # the policy takes more steps than the plain layers do: batch renormalisation, a mean over quantiles
 
 
 def policy_of(policy: Any) -> Any:
@@ -63,7 +66,7 @@ def read_network(policy: Any) -> ActionNetwork:
     """
     A copy of a policy's action network in float64.
 
-    :param policy: an ``ActorCriticPolicy``
+    :param policy: an SB3 policy
     :return: the network
     :raises UnsupportedNetworkError: if the policy is not covered
     :raises ValueError: if a weight is not finite, or a standard deviation zero or not finite
@@ -76,13 +79,36 @@ def read_network(policy: Any) -> ActionNetwork:
     return network
 
 
+def read_noise(policy: Any) -> ActionNetwork:
+    """
+    As :func:`read_network`, for what rests on the noise of the policy's own actions.
+
+    :param policy: an SB3 policy
+    :return: the network of a Gaussian or categorical policy
+    :raises UnsupportedNetworkError: as :func:`read_network`; for policies without noise, with noise that depends on the state,
+        or with choices that the environment masks
+    """
+    network = read_network(policy)
+    if not network.has_distribution:
+        raise UnsupportedNetworkError(
+            f"{type(policy).__name__} plays without noise of its own, or with noise that depends on the state (SAC, TQC, "
+            "CrossQ), while certified returns rest on noise of a known spread; certify bounds how far its actions move"
+        )
+    if network.masked:
+        raise UnsupportedNetworkError(
+            f"{type(policy).__name__}: the environment masks choices, so the noise that was drawn is not that of its logits; "
+            "certify bounds its distribution whatever the mask"
+        )
+    return network
+
+
 def check_forward(policy: Any, network: ActionNetwork, observations: Array) -> None:
     """
     Compare the network with what the policy itself computes, on a few observations, up to float32 rounding.
 
-    Neither the weights nor the training flag change: only ``get_distribution`` is called.
+    Neither the weights nor the training flag change: only its forward pass is called.
 
-    :param policy: an ``ActorCriticPolicy``
+    :param policy: an SB3 policy in evaluation mode
     :param network: its network, from :func:`read_network`
     :param observations: from :func:`check_observations`
     :raises UnsupportedNetworkError: if the two differ: a certificate would be for another network
@@ -90,13 +116,20 @@ def check_forward(policy: Any, network: ActionNetwork, observations: Array) -> N
     few = np.linspace(0, len(observations) - 1, min(_N_CHECKED, len(observations))).astype(int)
     observations = observations[few].astype(np.float32)
     batch = th.as_tensor(observations.reshape(-1, *policy.observation_space.shape), device=policy.device)
+    rounding = _FLOAT32_ROUNDOFF if network.has_distribution else _FOLDED_ROUNDOFF
+    lower, upper = output_interval(network, observations.astype(np.float64), unit_roundoff=rounding)
     with th.no_grad():
+        if not network.has_distribution:
+            return _check(policy, _within(outputs(policy, batch), lower, upper))
         distribution = policy.get_distribution(batch).distribution
-    lower, upper = output_interval(network, observations.astype(np.float64), unit_roundoff=_FLOAT32_ROUNDOFF)
     if network.std is not None:
         agree = _within(distribution.mean, lower, upper) and np.allclose(_numpy(distribution.stddev), network.std, rtol=1e-6)
     else:
         agree = _logits_agree(distribution, network, lower, upper)
+    _check(policy, agree)
+
+
+def _check(policy: Any, agree: bool) -> None:
     if not agree:
         raise UnsupportedNetworkError(
             f"{type(policy).__name__} does not compute what its layers say (a forward hook, or a forward pass not SB3's own): "

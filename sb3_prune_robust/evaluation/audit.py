@@ -17,10 +17,12 @@ from sb3_prune_robust.evaluation.figure_certified import draw_certified
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, frontier, pruned_copies
 from sb3_prune_robust.evaluation.held_out import Watch
 from sb3_prune_robust.evaluation.identity import versions
-from sb3_prune_robust.evaluation.loading import check_spaces, horizon_of, load_model, make_env
+from sb3_prune_robust.evaluation.loading import as_trained, check_spaces, horizon_of, load_model, make_env
 from sb3_prune_robust.evaluation.markdown import write_markdown
 from sb3_prune_robust.evaluation.report import SCHEMA_VERSION, plain, to_json, write_files
+from sb3_prune_robust.evaluation.settings import MODES
 from sb3_prune_robust.evaluation.store import Store
+from sb3_prune_robust.network import samples
 from sb3_prune_robust.pruning import sparsity
 
 
@@ -75,7 +77,7 @@ def load_subjects(
     subjects = []
     for path, file in zip(map(Path, models), files, strict=True):
         model = load_model(path, algorithm)
-        venv = make_env(env, n_envs, file)
+        venv = as_trained(model, make_env(env, n_envs, file))
         check_spaces(model, venv, f"model {path}")
         subjects.append(Subject(Agent(path.name, pruned_copies(model, sparsities, **pruning), venv), model, path, file))
     return subjects
@@ -89,10 +91,27 @@ def common_gamma(models: Sequence[Any]) -> float:
     :return: their discount
     :raises ValueError: if they differ
     """
+    if not all(hasattr(model, "gamma") for model in models):
+        raise ValueError("gamma: ARS has no discount of its own; give one with --gamma")
     gammas = {float(model.gamma) for model in models}
     if len(gammas) > 1:
         raise ValueError(f"gamma: the models were trained with different discounts {sorted(gammas)}; choose one with --gamma")
     return gammas.pop()
+
+
+def modes_of(models: Sequence[Any], asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    """
+    The modes to play.
+
+    :param models: SB3 models
+    :param asked: for, ``None``: all there are
+    :return: both, but of policies that never sample (TD3, DDPG, DQN, QRDQN, ARS) ``"deterministic"`` alone
+    :raises ValueError: if samples are asked for of a policy that never samples
+    """
+    never = [type(model).__name__ for model in models if not samples(model.policy)]
+    if never and asked is not None and "stochastic" in asked:
+        raise ValueError(f"stochastic: {never[0]} plays without sampling; leave it out, or say deterministic")
+    return ("deterministic",) if never else asked or MODES
 
 
 def audit(
@@ -202,4 +221,14 @@ def write_report(folder: Path, record: Mapping[str, Any]) -> list[str]:
     return list(files)
 
 
-__all__ = ["Subject", "audit", "common_gamma", "horizon_of", "load_subjects", "raw_eps", "versions", "write_report"]
+__all__ = [
+    "Subject",
+    "audit",
+    "common_gamma",
+    "horizon_of",
+    "load_subjects",
+    "modes_of",
+    "raw_eps",
+    "versions",
+    "write_report",
+]

@@ -157,7 +157,7 @@ def play_cell(agents: Sequence[Agent], level: float, settings: Settings, mode: s
     :raises NoAttackError: if no attack changed any observation; one that did not is in ``skipped``
     """
     held_out = [_held_out(agent, level, settings, mode, watch, store) for agent in agents]
-    cell = Cell([one.clean(record=mode == "stochastic").episodes for one in held_out], {}, {})
+    cell = Cell([one.clean(record=True).episodes for one in held_out], {}, {})
     for name in settings.attacks:
         try:
             played = [one.named(name, settings.eps, settings.norm) for one in held_out]

@@ -21,6 +21,7 @@ from sb3_prune_robust.certificates import (
     total_discount,
     visitation_tv,
 )
+from sb3_prune_robust.certificates.observations import read_noise
 from sb3_prune_robust.evaluation.cells import Agent, Cell
 from sb3_prune_robust.evaluation.return_record import return_record, tightness_record
 from sb3_prune_robust.evaluation.rollouts import Episodes
@@ -43,6 +44,8 @@ def certified_record(agents: Sequence[Agent], level: float, cells: Mapping[float
     """
     dense, clean = min(cells), cells[level].clean
     try:
+        for agent in agents:
+            read_noise(agent.policies[level])
         certificates = [_certify(a.policies[level], e, settings) for a, e in zip(agents, clean, strict=True)]
     except UnsupportedNetworkError as error:
         return {"not_certified": str(error)}

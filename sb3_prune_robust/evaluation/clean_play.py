@@ -36,7 +36,7 @@ from sb3_prune_robust.certificates import (
     reward_range,
     total_discount,
 )
-from sb3_prune_robust.certificates.observations import policy_of, read_network
+from sb3_prune_robust.certificates.observations import policy_of, read_noise
 from sb3_prune_robust.evaluation.loading import horizon_of
 from sb3_prune_robust.evaluation.rollouts import Episodes, rollout
 from sb3_prune_robust.network import ActionNetwork
@@ -103,7 +103,7 @@ class CleanPlay:
     def bounds(self, episodes: Episodes, eps: npt.ArrayLike, norm: str, bound: str) -> StepBounds:
         """What is certified of each step of some episodes."""
         states = np.concatenate(episodes.observations).reshape(-1, *self.policy.observation_space.shape)
-        return StepBounds(read_network(policy_of(self.policy)), episodes, certify(self.policy, states, eps, norm, bound))
+        return StepBounds(read_noise(policy_of(self.policy)), episodes, certify(self.policy, states, eps, norm, bound))
 
     def likelihood_certificate(self, chosen: StepBounds, certified: StepBounds, alpha: float) -> ReturnBound:
         """
@@ -281,7 +281,7 @@ def play_clean(
         _check_whole(name, value, least)
     check_environment(model, env)
     policy = policy_of(model)
-    read_network(policy)  # what no certificate covers is refused before anything is played
+    read_noise(policy)  # what no certificate covers is refused before anything is played
     _check_spaces(policy, env)
     cap = check_horizon(env, gamma, horizon)
     rewards = known_rewards(env, reward_min, reward_max, clip_rewards)

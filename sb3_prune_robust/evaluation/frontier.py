@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_prune_robust.evaluation.actions import actions_record
 from sb3_prune_robust.evaluation.cells import Agent, Cell, fitting_total, n_rollouts, play_cell
 from sb3_prune_robust.evaluation.certified import certified_record
 from sb3_prune_robust.evaluation.held_out import Watch, budget_of
@@ -95,21 +96,34 @@ def _point(
         "gap": float(cell.values(cell.clean).mean()) - worst["mean"],
         "regret": {field: _regret(cell, dense, cells, field, settings) for field in ("returns", "discounted")},
         "certificate": _certificate(agents, level, cells, settings, store) if mode == "stochastic" else None,
+        "actions": _actions(agents, level, cells, settings, store) if mode == "deterministic" else None,
     }
 
 
 def _certificate(
     agents: Sequence[Agent], level: float, cells: Mapping[float, Cell], settings: Settings, store: Store
 ) -> dict[str, Any]:
-    dense = min(cells)
-    key = {
-        "certificate": [level, dense],
-        "agents": [[agent.name, *(victim_key(agent.policies[one], agent.venv) for one in (level, dense))] for agent in agents],
-        "episodes": [cells[one].key() for one in (level, dense)],
+    key = _key("certificate", agents, (level, min(cells)), cells, settings)
+    return store.record(key, lambda: certified_record(agents, level, cells, settings))
+
+
+def _actions(
+    agents: Sequence[Agent], level: float, cells: Mapping[float, Cell], settings: Settings, store: Store
+) -> dict[str, Any]:
+    key = _key("actions", agents, (level,), cells, settings)
+    return store.record(key, lambda: actions_record(agents, level, cells[level], settings))
+
+
+def _key(
+    what: str, agents: Sequence[Agent], levels: Sequence[float], cells: Mapping[float, Cell], settings: Settings
+) -> dict[str, Any]:
+    return {
+        what: list(levels),
+        "agents": [[agent.name, *(victim_key(agent.policies[one], agent.venv) for one in levels)] for agent in agents],
+        "episodes": [cells[one].key() for one in levels],
         "settings": asdict(settings),
         "versions": versions(),
     }
-    return store.record(key, lambda: certified_record(agents, level, cells, settings))
 
 
 def _worst(cell: Cell, level: float, settings: Settings) -> dict[str, Any]:

@@ -173,4 +173,4 @@ def can_perturb(attack: Attack) -> bool:
 
     :param attack: the attack
     """
-    return bool(np.any(np.asarray(attack.eps) > 0))
+    return attack.can_perturb

@@ -12,19 +12,35 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
-from sb3_contrib import TRPO
-from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
-ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO}
+ALGORITHMS: dict[str, Any] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "trpo": TRPO,
+    "ppo_lstm": RecurrentPPO,
+    "ppo_mask": MaskablePPO,
+    "sac": SAC,
+    "td3": TD3,
+    "ddpg": DDPG,
+    "dqn": DQN,
+    "tqc": TQC,
+    "qrdqn": QRDQN,
+    "crossq": CrossQ,
+    "ars": ARS,
+}
 
 
 def load_model(path: str | Path, algorithm: str | None = None) -> Any:
     """
-    Load an SB3 PPO, A2C or TRPO model on the CPU. The file is read only.
+    Load an SB3 or sb3-contrib model on the CPU. The file is read only; loading it runs whatever code was pickled into it.
 
     :param path: the zip file
-    :param algorithm: ``"ppo"``, ``"a2c"`` or ``"trpo"``; ``None``: told from the file
+    :param algorithm: a key of :data:`ALGORITHMS`, the zoo's names and ``"ppo_mask"``; ``None``: told from the file
     :return: the model
     :raises ValueError: if the file is missing, cut short, not an SB3 model, or of another algorithm
     """
@@ -33,7 +49,9 @@ def load_model(path: str | Path, algorithm: str | None = None) -> Any:
     if name not in ALGORITHMS:
         raise ValueError(f"algo {name!r} is unknown; known: {', '.join(ALGORITHMS)}")
     try:
-        return ALGORITHMS[name].load(path, device="cpu")
+        # A replay buffer is allocated at loading, and not used here.
+        kept = {"buffer_size": 1} if issubclass(ALGORITHMS[name], OffPolicyAlgorithm) else {}
+        return ALGORITHMS[name].load(path, device="cpu", custom_objects=kept)
     except Exception as error:  # whatever a broken file makes zipfile, pickle, torch and SB3 raise
         raise ValueError(f"model {path} could not be loaded as {name}: {_first_line(error)}") from error
 
@@ -42,22 +60,38 @@ def guess_algorithm(path: Path) -> str:
     """
     The algorithm that saved a model file, told from the settings in it.
 
+    DDPG is TD3 with other settings, and told to be so.
+
     :param path: the zip file
-    :return: ``"ppo"``, ``"a2c"`` or ``"trpo"``
-    :raises ValueError: if it is not a whole SB3 model, or of another algorithm
+    :return: a key of :data:`ALGORITHMS`
+    :raises ValueError: if it is not a whole SB3 model, or of an algorithm that is not known
     """
     settings = _settings(path)
-    if "gae_lambda" not in settings:
-        raise ValueError(
-            f"model {path} is not of PPO, A2C or TRPO (an off-policy algorithm, it seems: no gae_lambda); only those have "
-            "the state-independent action distribution that the certificates cover"
-        )
-    policy = str(settings.get("policy_class", ""))
-    if "_last_lstm_states" in settings or "Recurrent" in policy or "Maskable" in policy:
-        raise ValueError(f"model {path} has a recurrent or maskable policy; only PPO, A2C and TRPO are covered")
-    if "cg_max_steps" in settings:
-        return "trpo"
-    return "ppo" if "clip_range" in settings else "a2c"
+    found = next((name for name, has in _MARKS if has(settings)), None)
+    if found is None:
+        raise ValueError(f"model {path} is of no algorithm known here ({', '.join(ALGORITHMS)}); if it is, name it by --algo")
+    return found
+
+
+def _policy(settings: dict[str, Any]) -> str:
+    return str(settings.get("policy_class", ""))
+
+
+# From the settings that only some algorithms have, the first that fits.
+_MARKS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    ("ars", lambda s: "n_delta" in s),
+    ("trpo", lambda s: "cg_max_steps" in s),
+    ("ppo_lstm", lambda s: "_last_lstm_states" in s or "Recurrent" in _policy(s)),
+    ("ppo_mask", lambda s: "clip_range" in s and ("Maskable" in _policy(s) or ".maskable." in _policy(s))),
+    ("ppo", lambda s: "clip_range" in s),
+    ("a2c", lambda s: "gae_lambda" in s),
+    ("tqc", lambda s: "top_quantiles_to_drop_per_net" in s),
+    ("qrdqn", lambda s: "exploration_fraction" in s and "n_quantiles" in s),
+    ("dqn", lambda s: "exploration_fraction" in s),
+    ("crossq", lambda s: "ent_coef" in s and "policy_delay" in s),
+    ("sac", lambda s: "ent_coef" in s),
+    ("td3", lambda s: "target_policy_noise" in s),
+)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -131,6 +165,18 @@ def _load_normalizer(path: Path, venv: DummyVecEnv) -> VecNormalize:
     return normalizer
 
 
+def as_trained(model: Any, venv: VecEnv) -> VecEnv:
+    """
+    Environments with the wrapper that SB3 puts around images with their channels last.
+
+    :param model: an SB3 model
+    :param venv: the environments
+    """
+    own, theirs = model.observation_space, venv.observation_space
+    is_last = is_image_space(theirs) and not is_image_space_channels_first(theirs)  # type: ignore[arg-type]
+    return VecTransposeImage(venv) if is_last and own.shape != theirs.shape else venv
+
+
 def check_spaces(model: Any, venv: VecEnv, name: str = "model") -> None:
     """
     :param model: an SB3 model
@@ -139,7 +185,10 @@ def check_spaces(model: Any, venv: VecEnv, name: str = "model") -> None:
     :raises ValueError: unless the observations are a Box, and both spaces have the model's shapes
     """
     if not isinstance(model.observation_space, spaces.Box):
-        raise ValueError(f"{name} observes a {type(model.observation_space).__name__}; only Box observations can be attacked")
+        raise ValueError(
+            f"{name} observes a {type(model.observation_space).__name__}; only Box observations can be audited, where one eps "
+            "is the radius of all (attacks and rollout take a Dict's keys)"
+        )
     for what, ours, theirs in (
         ("observations", model.observation_space, venv.observation_space),
         ("actions", model.action_space, venv.action_space),

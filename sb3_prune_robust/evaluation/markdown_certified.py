@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sb3_prune_robust.attacks.registry import is_fitted_attack
+from sb3_prune_robust.evaluation.actions import actions_section
 from sb3_prune_robust.evaluation.tables import number, table
 
 
@@ -18,15 +19,18 @@ def certified_sections(record: Mapping[str, Any]) -> list[str]:
     """
     points = [p for result in record["modes"].values() for p in result["points"] if p["certificate"] is not None]
     if not points:
-        return ["## Certified", "Nothing: certificates speak of the stochastic policy as sampled, which was not played."]
+        nothing = (
+            "Of returns and distributions nothing: those certificates speak of a policy that samples, which was not played."
+        )
+        return ["## Certified", nothing, *actions_section(record)]
     certified = [point for point in points if "tv" in point["certificate"]]
     refused = [point for point in points if "tv" not in point["certificate"]]
     lines = ["## Certified"]
     if refused:
         lines.append(f"Not certified: {refused[0]['certificate']['not_certified']}.")
-    return lines + (
-        _certificates(certified, record["settings"]) + _returns(certified, record["settings"]) if certified else []
-    )
+    if certified:
+        lines += _certificates(certified, record["settings"]) + _returns(certified, record["settings"])
+    return lines + actions_section(record)
 
 
 def _returns(points: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:

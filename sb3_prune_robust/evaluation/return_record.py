@@ -13,7 +13,7 @@ from sb3_prune_robust.attacks import MAD
 from sb3_prune_robust.bounds.action import groups
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.certificates.divergences import categorical_tv, gaussian_tv
-from sb3_prune_robust.certificates.observations import read_network
+from sb3_prune_robust.certificates.observations import read_noise
 from sb3_prune_robust.evaluation.cells import Agent, Cell
 from sb3_prune_robust.evaluation.clean_play import CleanPlay
 from sb3_prune_robust.evaluation.return_certificate import (
@@ -180,7 +180,7 @@ def attacked_tv(policy: Any, states: Array, eps: float, settings: Settings) -> A
     :param settings: norm and seed
     :return: shape ``(n,)``; of several categoricals, that of the one moved most
     """
-    network = read_network(policy)
+    network = read_noise(policy)
     perturbed = MAD(eps, settings.norm, seed=settings.seed)(policy, states)
     before, after = (network(np.asarray(x, dtype=np.float64).reshape(len(x), -1)) for x in (states, perturbed))
     if network.std is not None:

@@ -10,15 +10,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.attacks import AdversarialVecEnv
+from sb3_prune_robust.observations import Observations, copied, difference, flattened, rows
 
 Array = npt.NDArray[Any]
 
 # attack(policy, observations) -> perturbed observations
-Attack = Callable[[Any, Array], Array]
+Attack = Callable[[Any, Any], Any]
 
 
 class NoAttackError(RuntimeError):
@@ -120,7 +123,8 @@ def rollout(
     The policy's noise has a stream for each episode as well, so that the same episode meets the same noise whatever the agent,
     the attack or the number of environments: differences between two rollouts are paired.
 
-    :param policy: an SB3 actor-critic policy, or an algorithm with one
+    :param policy: an SB3 policy, or an algorithm with one; a recurrent one's memory is kept, a maskable one's masks are asked
+        of the environments
     :param venv: environments; the base must be a ``DummyVecEnv``. VecNormalize's statistics are frozen while this runs, and
         its settings given back afterwards
     :param n_episodes: number of episodes in all
@@ -143,12 +147,23 @@ def rollout(
     player.on_episode = on_episode or _nothing
     with fixed_episodes(venv, n_episodes, seed, max_steps):
         player.play(attack)
-    if attack is not None and not player.n_perturbed and np.any(np.asarray(getattr(attack, "eps", 1.0)) > 0):
+    if attack is not None and not player.n_perturbed and _may_perturb(attack):
         raise NoAttackError(
             f"attack {attack!r} left all {player.n_steps} observations unchanged although its eps is positive: "
             "no attack happened, so there is no attacked return to report"
         )
     return player.episodes()
+
+
+def _may_perturb(attack: Any) -> bool:
+    known: bool | None = getattr(attack, "can_perturb", None)
+    return bool(np.any(np.asarray(getattr(attack, "eps", 1.0)) > 0)) if known is None else known
+
+
+def _alike(received: Observations, true: Observations) -> bool:
+    if isinstance(true, dict):
+        return isinstance(received, dict) and list(received) == list(true) and all(_alike(received[k], true[k]) for k in true)
+    return isinstance(received, np.ndarray) and received.shape == true.shape
 
 
 def _nothing() -> None:
@@ -197,6 +212,8 @@ class _Player:
     def __init__(self, policy: Any, venv: VecEnv, n_episodes: int, deterministic: bool, seed: int, record: bool) -> None:
         self.policy, self.venv, self.seed, self.record = policy, venv, seed, record
         self.actor = Actor(policy, deterministic)
+        # MaskablePPO's own classes alone take masks.
+        self.is_masked = isinstance(policy, MaskableActorCriticPolicy) and is_masking_supported(venv)
         self.returns, self.discounted = np.zeros(n_episodes), np.zeros(n_episodes)
         self.lengths, self.terminated = np.zeros(n_episodes, np.int64), np.zeros(n_episodes, bool)
         self.seen: list[list[Array]] = [[] for _ in range(n_episodes)]
@@ -206,18 +223,18 @@ class _Player:
         self.n_steps = self.n_perturbed = 0
 
     def play(self, attack: Attack | None) -> None:
-        observations = np.asarray(self.venv.reset())
+        observations: Observations = copied(self.venv.reset())
         # Environment i plays the episodes i, i + n_envs, ...; those past the last episode stand still.
         episode = np.arange(self.venv.num_envs)
         streams = {int(k): self._stream(int(k)) for k in episode}
         actions = np.zeros((self.venv.num_envs, *self.venv.action_space.shape), self.venv.action_space.dtype)  # type: ignore[misc]
         while len(active := np.flatnonzero(episode < len(self.returns))):
-            true = observations[active]
-            received = true if attack is None else self._attacked(attack, true)
-            actions[active], drawn = self.actor(received, [streams[int(k)] for k in episode[active]])
+            true, own = rows(observations, active), [streams[int(k)] for k in episode[active]]
+            received = true if attack is None else self._attacked(attack, true, self.actor.victim(own))
+            actions[active], drawn = self.actor(received, own, self._masks(active))
             if self.record:
-                self._record(episode[active], true, drawn)
-            observations, rewards, dones, infos = self.venv.step(actions)  # type: ignore[assignment]
+                self._record(episode[active], flattened(true), drawn)
+            observations, rewards, dones, infos = self.venv.step(actions)
             self._count(episode[active], rewards[active])
             for i in active[dones[active]]:
                 self.terminated[episode[i]] = not infos[i].get("TimeLimit.truncated", False)
@@ -236,11 +253,18 @@ class _Player:
         # The last entry: [seed, 0] would be the very stream that gymnasium seeds the first episode with.
         return np.random.default_rng([self.seed, episode, 1])
 
-    def _attacked(self, attack: Attack, true: Array) -> Array:
-        received = np.asarray(attack(self.policy, true.copy()))
-        if received.shape != true.shape or not np.isfinite(received).all():
-            raise RuntimeError(f"attack {attack!r} returned shape {received.shape} or NaN for observations {true.shape}")
-        self.n_perturbed += int((received != true).reshape(len(true), -1).any(axis=1).sum())
+    def _masks(self, active: Array) -> Array | None:
+        """The choices that a maskable policy may make; ``None`` where all are allowed."""
+        if not self.is_masked:
+            return None
+        return np.stack(self.venv.env_method("action_masks", indices=active.tolist())).reshape(len(active), -1)
+
+    def _attacked(self, attack: Attack, true: Observations, victim: Any) -> Observations:
+        received = attack(victim, copied(true))
+        change = difference(received, true) if _alike(received, true) else np.array([[np.nan]])
+        if not np.isfinite(change).all():
+            raise RuntimeError(f"attack {attack!r} returned observations of another kind or shape than it was given, or NaN")
+        self.n_perturbed += int(change.any(axis=1).sum())
         return received
 
     def _count(self, episodes: Array, rewards: Array) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sb3_prune_robust.attacks import FGSM, MAD, PGD, SGLDMAD, CriticAttack, GradientAttack, RandomAttack
-from sb3_prune_robust.attacks.engines import NetworkReader, analytic_objective, autograd_objective
+from sb3_prune_robust.attacks.engines import NetworkReader
+from sb3_prune_robust.attacks.objectives import analytic_objective, autograd_objective
 from sb3_prune_robust.network import UnsupportedNetworkError
 
 MakePolicy = Callable[..., ActorCriticPolicy]

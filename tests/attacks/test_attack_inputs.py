@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 
 from sb3_prune_robust.attacks import ATTACKS, MAD, PGD, RandomAttack, make_attack
@@ -92,17 +92,6 @@ def test_an_objective_that_is_nan_raises(policy: ActorCriticPolicy) -> None:
     """Its gradient is finite, so a random start would pass for the result of a search."""
     with pytest.raises(ValueError, match="objective is NaN"):
         PGD(0.1, objective=lambda p, s, x: x.sum(1) * 0 + th.nan)(policy, OBS)
-
-
-def test_off_policy_victims_are_refused_by_name() -> None:
-    for model, space in (
-        (SAC("MlpPolicy", "Pendulum-v1", buffer_size=10), 3),
-        (DQN("MlpPolicy", "CartPole-v1", buffer_size=10), 4),
-    ):
-        obs = np.zeros((1, space), np.float32)
-        with pytest.raises(UnsupportedNetworkError, match=type(model.policy).__name__):
-            MAD(0.1)(model, obs)
-        assert not np.array_equal(RandomAttack(0.1, seed=0)(model, obs), obs)
 
 
 def test_recurrent_victims_are_refused() -> None:

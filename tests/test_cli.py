@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -31,13 +31,12 @@ Files = dict[str, Path]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("models")
-    paths = {name: folder / name for name in ("a.zip", "b.zip", "sac.zip", "cut.zip", "text.zip", "stats.pkl", "other.pkl")}
+    paths = {name: folder / name for name in ("a.zip", "b.zip", "cut.zip", "text.zip", "stats.pkl", "other.pkl")}
     venv = VecNormalize(make_vec_env("InvertedPendulum-v5"))
     for name, seed in (("a.zip", 0), ("b.zip", 1)):
         A2C("MlpPolicy", venv, seed=seed, device="cpu").learn(300).save(paths[name])
     venv.save(str(paths["stats.pkl"]))
     VecNormalize(make_vec_env("CartPole-v1")).save(str(paths["other.pkl"]))
-    SAC("MlpPolicy", "InvertedPendulum-v5", device="cpu", buffer_size=10).save(paths["sac.zip"])
     paths["cut.zip"].write_bytes(paths["a.zip"].read_bytes()[:5000])
     paths["text.zip"].write_text("not a model")
     return paths
@@ -178,7 +177,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "out": (["--out", "{text.zip}"], "out .*text.zip exists and is not a folder"),
 }
 BAD_MODELS = {
-    "sac.zip": "model .*sac.zip is not of PPO, A2C or TRPO",
     "cut.zip": "model .*cut.zip is not an SB3 model file, or is cut short",
     "text.zip": "model .*text.zip is not an SB3 model file, or is cut short",
     "none.zip": "model .*none.zip does not exist",
@@ -225,12 +223,86 @@ def test_an_error_is_one_line_and_no_traceback(files: Files, tmp_path: Path) -> 
     assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.startswith("sb3-prune-robust audit: error: model")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["demo", "--help"]])
-def test_help_explains(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+HELP = {
+    "": "hyperparams",
+    "audit": "--out",
+    "demo": "--out",
+    "evaluate": "--out",
+    "train": "rl_zoo3.train",
+    "hyperparams": "ppo",
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        main([*command.split(), "--help"])
     shown = capsys.readouterr().out
-    assert stop.value.code == 0 and ("demo" in shown if arguments == ["--help"] else "--out" in shown)
+    assert stop.value.code == 0 and HELP[command] in shown
+    if command in ("audit", "evaluate"):
+        assert "Loading a model file from somebody else runs their pickled code" in shown
+
+
+def test_unknown_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["audit", "a.zip", "--env", "CartPole-v1", "--eps", "1"], ["hyperparams", "ppo"]):
+        check_refused([*command, "--laser"], "unrecognized arguments: --laser", capsys)
+
+
+def test_hyperparams_prints_where_the_files_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hyperparams"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert main(["hyperparams", "a2c"]) == 0
+    file = Path(capsys.readouterr().out.strip())
+    assert file.parent == folder and file.read_text().startswith("#") and "CartPole-v1:" in file.read_text()
+    check_refused(["hyperparams", "ppo2"], "argument ALGO: invalid choice: 'ppo2' .*a2c.*ppo.*trpo", capsys)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """What the zoo is started with."""
+    seen: list[str] = []
+    zoo: Any = importlib.import_module("rl_zoo3.train")
+    monkeypatch.setattr(zoo, "train", lambda: seen.extend(sys.argv[1:]))
+    before = list(sys.argv)
+    assert main(["train", *arguments]) == 0
+    assert sys.argv == before
+    return seen
+
+
+def test_train_starts_the_zoo_with_our_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = launched(monkeypatch, "--algo", "a2c", "--env", "Hopper-v5")
+    assert seen[:4] == ["--algo", "a2c", "--env", "Hopper-v5"]
+    assert seen[4:8] == ["--conf-file", "sb3_prune_robust.hyperparams.a2c", "--num-threads", "1"]
+    assert seen[8:] == ["--gym-packages", "sb3_prune_robust.zoo"]
+
+
+def test_train_hands_every_other_flag_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["-n", "500", "-P", "--eval-freq", "-1", "-params", "n_steps:64", "gamma:0.9", "-i", "a.zip", "-optimize"]
+    own = ["--num-threads", "2", "-conf", "mine.yml", "--gym-packages", "one", "two"]
+    seen = launched(monkeypatch, *flags, *own, "--env", "Nowhere-v0")  # not ours to refuse: another file was given
+    assert [flag for flag in seen if flag in flags] == flags
+    assert seen[-4:] == ["--gym-packages", "sb3_prune_robust.zoo", "one", "two"]
+    assert seen[:8] == ["--algo", "ppo", "--env", "Nowhere-v0", "--conf-file", "mine.yml", "--num-threads", "2"]
+
+
+def test_train_names_what_it_has_no_hyperparameters_for(capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(["train", "--algo", "ppo2"], "algo 'ppo2' has no hyperparameters here; those that have: a2c, .*ppo", capsys)
+    check_refused(
+        ["train", "--env", "Acrobot-v1"], "env 'Acrobot-v1' has no entry for ppo; those that have: CartPole-v1", capsys
+    )
+
+
+def test_errors_of_the_zoo_itself_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("deep inside")
+
+    zoo: Any = importlib.import_module("rl_zoo3.train")
+    monkeypatch.setattr(zoo, "train", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["train"])
+    shown = capsys.readouterr().err
+    assert stop.value.code == 1 and "Traceback" in shown and "deep inside" in shown
 
 
 def interrupt_when(condition: Callable[[], bool], process: subprocess.Popen[str]) -> tuple[int, str]:

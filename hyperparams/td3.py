@@ -1,0 +1,5 @@
+"""The entries of ``td3.yml``, for ``--conf-file sb3_prune_robust.hyperparams.td3``."""
+
+from sb3_prune_robust.hyperparams import module_attributes
+
+__getattr__ = module_attributes("td3")

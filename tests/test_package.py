@@ -14,7 +14,11 @@ PACKAGE = Path(sb3_prune_robust.__file__).parent
 PUBLIC = {
     "AdversarialVecEnv",
     "LipschitzCategoricalPolicy",
+    "LipschitzDQNPolicy",
     "LipschitzGaussianPolicy",
+    "LipschitzMaskableCategoricalPolicy",
+    "LipschitzSACPolicy",
+    "LipschitzTD3Policy",
     "PruningCallback",
     "certify",
     "certify_return",
@@ -22,18 +26,25 @@ PUBLIC = {
     "worst_case",
 }
 # Which part of the package may import which others; "cli" sits on top of all.
+BASE = {"anatomy", "layers", "network", "observations"}
 MAY_IMPORT = {
+    "anatomy": set(),
     "network": set(),
-    "layers": set(),
+    "observations": set(),
+    "layers": {"anatomy"},
     "bounds": {"network"},
-    "policies": {"layers", "network"},
-    "pruning": {"layers", "network", "bounds"},
-    "actor": {"network"},
-    "attacks": {"layers", "network", "bounds", "actor"},
-    "certificates": {"layers", "network", "bounds"},
+    "policies": {"anatomy", "layers", "network"},
+    "pruning": BASE | {"bounds"},
+    "memory": {"network"},
+    "actor": {"memory", "network"},
+    "attacks": BASE | {"bounds", "actor"},
+    "certificates": BASE | {"bounds"},
     "hyperparams": set(),
-    "evaluation": {"layers", "network", "actor", "bounds", "policies", "pruning", "attacks", "certificates"},
-    "cli": {"layers", "network", "bounds", "policies", "pruning", "attacks", "certificates", "evaluation"},
+    "evaluation": BASE | {"actor", "bounds", "policies", "pruning", "attacks", "certificates"},
+    "deployment": BASE | {"pruning", "evaluation"},
+    "tuning": BASE | {"hyperparams", "policies", "pruning", "attacks", "evaluation"},
+    "zoo": BASE | {"policies", "pruning", "attacks", "tuning"},
+    "cli": BASE | {"bounds", "policies", "pruning", "attacks", "certificates", "evaluation", "hyperparams", "tuning", "zoo"},
     "__main__": {"cli"},
 }
 

@@ -5,7 +5,7 @@ What pruning is worth at run-time: a dense actor, the pruned one as it is (zeros
 
 PPO agents of Hopper-v5 with hidden layers 64x64 and 256x256, trained here for 100,000 steps (and kept in ``benchmarks/models``
 so that a second run only measures): dense, and with 90 % of each hidden layer of the actor pruned between 20 % and 80 % of
-training, once weight by weight (``scores="magnitude"``) and once unit by unit (:class:`UnitMagnitude`). Both are layer-wise
+training, once weight by weight (``scores="magnitude"``) and once unit by unit (``scores="unit"``). Both are layer-wise
 (``distribution="uniform"``). Times are CPU time of one thread for 1024 observations, medians of interleaved rounds: numpy
 against numpy, SB3's ``predict`` against ``predict``, onnxruntime against onnxruntime. Writes
 ``benchmarks/results/deployment.json``.
@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_prune_robust import PruningCallback, sparsity
 from sb3_prune_robust.deployment import export_onnx, shrink
 from sb3_prune_robust.network import Array, action_network
-from sb3_prune_robust.pruning import MagnitudeScore, Score
+from sb3_prune_robust.pruning import MagnitudeScore, Score, UnitScore
 
 HERE = Path(__file__).resolve().parent
 MODELS, RESULTS = HERE / "models" / "deployment", HERE / "results" / "deployment.json"
@@ -46,14 +46,7 @@ ENV, N_STEPS, SPARSITY, BATCH = "Hopper-v5", 100_000, 0.9, 1024
 TARGET = 5.0
 
 
-class UnitMagnitude(Score):
-    """Each weight scored by the Euclidean norm of its unit's incoming weights: whole units are pruned, the smallest first."""
-
-    def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
-        return weight.detach().norm(dim=1, keepdim=True).expand_as(weight)
-
-
-SCORES: dict[str, Score | None] = {"dense": None, "magnitude": MagnitudeScore(), "unit magnitude": UnitMagnitude()}
+SCORES: dict[str, Score | None] = {"dense": None, "magnitude": MagnitudeScore(), "unit magnitude": UnitScore()}
 
 
 def agent(width: int, scores: str) -> tuple[Any, Any]:

@@ -2,9 +2,10 @@
 From a pruned agent to what runs it: train, shrink, save a plain SB3 file, export to ONNX.
 
     pip install sb3-prune-robust[deploy]
-    python examples/deploy.py
+    python examples/deploy.py [timesteps]
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from sb3_prune_robust import LipschitzCategoricalPolicy, PruningCallback, sparsi
 from sb3_prune_robust.deployment import card_section, export_onnx, shrink
 
 
-def main() -> None:
+def main(timesteps: int = 8_000) -> None:
     th.set_num_threads(1)
     kwargs = dict(net_arch=[64, 64], lipschitz=10.0)
     model = PPO(LipschitzCategoricalPolicy, "CartPole-v1", n_steps=512, seed=0, device="cpu", policy_kwargs=kwargs)
-    model.learn(8_000, callback=PruningCallback(0.9, distribution="uniform"))
+    model.learn(timesteps, callback=PruningCallback(0.9, distribution="uniform"))
     small = shrink(model)
     print(f"{sparsity(model)['actor']:.0%} zeros; the actor's hidden layers: 64, 64 -> {small.policy.net_arch['pi']}")
 
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -1,8 +1,10 @@
 """
 A Lipschitz policy pruned while it learns, then certified: the whole idea in forty lines, about a minute.
 
-    python examples/train_lipschitz_pruned.py
+    python examples/train_lipschitz_pruned.py [timesteps]
 """
+
+import sys
 
 import numpy as np
 import torch as th
@@ -16,11 +18,11 @@ from sb3_prune_robust.attacks import MAD
 EPS = 0.05  # l_inf, in units of the observation that the policy receives
 
 
-def main() -> None:
+def main(timesteps: int = 100_000) -> None:
     th.set_num_threads(1)  # one thread is the fastest for networks of this size
     venv = make_vec_env("InvertedPendulum-v5", n_envs=8, seed=0)
     model = PPO(LipschitzGaussianPolicy, venv, policy_kwargs=dict(lipschitz=10.0), n_steps=256, batch_size=256, seed=0)
-    model.learn(100_000, callback=PruningCallback(final_sparsity=0.7))
+    model.learn(timesteps, callback=PruningCallback(final_sparsity=0.7))
     print(f"sparsity of the actor's hidden layers: {sparsity(model)['actor']:.3f}")
 
     clean, _ = evaluate_policy(model, venv, n_eval_episodes=16)
@@ -39,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -25,7 +25,7 @@ examples:
   {PROGRAM} demo
       train a small agent, prune it as it trains, attack and certify it, and write a report to ./demo-report (4 minutes)
   {PROGRAM} audit model.zip --env Hopper-v5 --vec-normalize vecnormalize.pkl --eps 0.05
-      audit your own PPO, A2C or TRPO agent
+      audit your own agent, of any SB3 algorithm
   {PROGRAM} audit model.zip --env Hopper-v5 --vec-normalize vecnormalize.pkl --eps 0.05 --attacks strong --attack-seconds 60
       under attacks that learn to attack your agent; stop it whenever you like: the same command continues
   {PROGRAM} train --algo ppo --env Hopper-v5

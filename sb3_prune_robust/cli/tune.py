@@ -58,7 +58,7 @@ def add_tune(commands: Any) -> None:
     add("--sampler", choices=("tpe", "random"), default="tpe", help="(default: %(default)s; its first ten trials are random)")
     text = "stops trainings that fall behind (default: %(default)s)"
     add("--pruner", choices=("median", "halving", "none"), default="median", help=text)
-    add("--seed", type=int, default=0, help="of the sampler and of training (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the sampler and of training (default: %(default)s)")
     add("--out", default="tuned.yml", metavar="FILE", help="the best entry (default: %(default)s)")
     parser.set_defaults(run=_tune, kept=_kept)
 

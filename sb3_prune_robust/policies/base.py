@@ -19,6 +19,7 @@ from sb3_prune_robust.network import UnsupportedNetworkError, read_layers
 from sb3_prune_robust.policies.copying import copy_policy
 
 DEFAULT_LIPSCHITZ = 20.0
+DEFAULT_ACTOR_LIPSCHITZ = 100.0  # of off-policy actors: 20 costs SAC and TD3 return (docs/learning.md)
 
 SelfPolicy = TypeVar("SelfPolicy", bound="LipschitzPolicy")
 

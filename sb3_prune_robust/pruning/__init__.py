@@ -2,7 +2,7 @@
 
 from sb3_prune_robust.pruning.callback import PruneEvent, PruningCallback
 from sb3_prune_robust.pruning.prune import prune_policy, sparsity
-from sb3_prune_robust.pruning.scores import SCORES, MagnitudeScore, MovementScore, RandomScore, SaliencyScore, Score
+from sb3_prune_robust.pruning.scores import SCORES, MagnitudeScore, MovementScore, RandomScore, SaliencyScore, Score, UnitScore
 
 __all__ = [
     "SCORES",
@@ -13,6 +13,7 @@ __all__ = [
     "RandomScore",
     "SaliencyScore",
     "Score",
+    "UnitScore",
     "prune_policy",
     "sparsity",
 ]

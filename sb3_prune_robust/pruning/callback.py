@@ -68,7 +68,8 @@ class PruningCallback(BaseCallback):
         e.g. ``{"actor": 0.9, "critic": 0.5}``
     :param schedule: ``"one_shot"``, ``"polynomial"`` (cubic, Zhu & Gupta 2017), ``"linear"``, ``"periodic"``,
         ``"constant"`` or ``"micro"``
-    :param scores: ``"magnitude"``, ``"random"``, ``"saliency"`` (``|w g|``), ``"movement"``, or a :class:`Score`. One that
+    :param scores: ``"magnitude"``, ``"random"``, ``"saliency"`` (``|w g|``), ``"movement"``, ``"unit"`` (whole units, for
+        networks that are made smaller afterwards), or a :class:`Score`. One that
         needs gradients prunes only once it has seen some
     :param distribution: how the sparsity is shared over the layers of a target: ``"uniform"``, ``"erk"`` or ``"global"``
     :param start: progress at which pruning starts, in [0, 1)

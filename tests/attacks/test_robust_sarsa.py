@@ -19,9 +19,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_prune_robust.attacks import AdversarialVecEnv, Attack, Budget, NotFittedError, RandomAttack
-from sb3_prune_robust.attacks.engines import AnalyticObjective, NetworkReader
+from sb3_prune_robust.attacks.engines import AnalyticObjective, NetworkReader, OutputObjective
 from sb3_prune_robust.attacks.fitting import read_arrays
-from sb3_prune_robust.attacks.q_descent import AutogradLoss, LowQ, QDescent
+from sb3_prune_robust.attacks.q_descent import LowQ, QDescent
 from sb3_prune_robust.attacks.robust_q import QFunction, QLearning, Recipe
 from sb3_prune_robust.attacks.robust_sarsa import RobustSarsa
 from sb3_prune_robust.attacks.transitions import Transitions, choices, collect, probabilities
@@ -258,7 +258,7 @@ def test_engines_agree(make_policy: MakePolicy, kind: str, deterministic: bool, 
         attack = QDescent(0.2, "linf", None, 0, deterministic, q=random_q(policy), ratio=ratio, engine=engine)
         objective = attack.objective_on(policy, clean)
         found.append((type(objective), objective.value(points), *objective.value_and_gradient(points)))
-    assert found[0][0] is AnalyticObjective and found[1][0] is AutogradLoss
+    assert found[0][0] is AnalyticObjective and found[1][0] is OutputObjective
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from sb3_prune_robust.policies import DEFAULT_LIPSCHITZ, LipschitzDQNPolicy, LipschitzSACPolicy, LipschitzTD3Policy
+from sb3_prune_robust.policies import DEFAULT_ACTOR_LIPSCHITZ, LipschitzDQNPolicy, LipschitzSACPolicy, LipschitzTD3Policy
 from sb3_prune_robust.pruning import PruningCallback, prune_policy, sparsity
 
 OURS = {SAC: LipschitzSACPolicy, TD3: LipschitzTD3Policy, DDPG: LipschitzTD3Policy, DQN: LipschitzDQNPolicy}
@@ -214,7 +214,7 @@ def test_an_optimiser_put_in_the_place_of_the_first_is_watched_too(algo):
 
 
 def test_defaults():
-    assert new(SAC).policy.lipschitz == new(TD3).policy.lipschitz == DEFAULT_LIPSCHITZ
+    assert new(SAC).policy.lipschitz == new(TD3).policy.lipschitz == DEFAULT_ACTOR_LIPSCHITZ
     assert new(DQN).policy.lipschitz is None
 
 

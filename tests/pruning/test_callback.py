@@ -243,7 +243,7 @@ def test_a_layer_is_never_emptied():
         (dict(final_sparsity=math.nan), "final_sparsity"),
         (dict(final_sparsity=0.5, start=0.8, end=0.2), "start < end"),
         (dict(final_sparsity=0.5, schedule="cosine"), "schedule='cosine'.*known: one_shot"),
-        (dict(final_sparsity=0.5, scores="size"), "scores='size'.*known: magnitude, random, saliency, movement"),
+        (dict(final_sparsity=0.5, scores="size"), "scores='size'.*known: magnitude, random, unit, saliency, movement"),
         (dict(final_sparsity=0.5, distribution="er"), "distribution='er'.*known: uniform, erk, global"),
         (dict(final_sparsity=0.5, targets=("actors",)), "targets"),
         (dict(final_sparsity=0.5, targets="actor"), "targets"),
@@ -357,3 +357,13 @@ def test_random_pruning_differs_between_seeds_of_training():
 def test_numbers_of_numpy_are_numbers_and_no_steps_are_no_error():
     make().learn(0, callback=PruningCallback(np.float32(0.5), start=np.float64(0.1)))
     assert sparsity(make().learn(128, callback=PruningCallback(np.float32(0.5))))["actor"] == 0.5
+
+
+def test_units_are_pruned_whole():
+    model = make()
+    norms = [layer.weight.detach().norm(dim=1) for layer in model.policy.mlp_extractor.policy_net[::2]]
+    prune_policy(model, 0.75, scores="unit", distribution="uniform")
+    for layer, norm in zip(model.policy.mlp_extractor.policy_net[::2], norms, strict=True):
+        alive = (layer.weight != 0).sum(dim=1)
+        assert sorted(alive.tolist()) == [0] * 48 + [layer.in_features] * 16  # of 64 units
+        assert norm[alive > 0].min() > norm[alive == 0].max()

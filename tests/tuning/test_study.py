@@ -86,6 +86,7 @@ def test_what_is_tried_depends_on_seed_and_number_alone(storage):
         parts, _ = tuning(storage)
         parts.optimize(n_trials)
     assert [t.params for t in parts.study.trials] == [t.params for t in whole.study.trials]
+    assert parts.study.trials[1].params != parts.study.trials[2].params  # each from the start of its process
     other, _ = tuning(seed=1)
     other.optimize(4)
     assert other.study.trials[1].params != whole.study.trials[1].params
@@ -170,6 +171,7 @@ def dead_pid():
         ("elsewhere", 1, SILENCE_SECONDS - 60, True),
         ("elsewhere", 1, SILENCE_SECONDS + 60, False),
     ],
+    ids=["dead", "itself", "parent", "elsewhere", "silent"],
 )
 def test_killed_trial_is_queued_again(storage, host, pid, seconds_ago, alive):
     made, _ = tuning(storage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def flattened(obs: Observations) -> Array:
     :return: shape ``(n, d)``, the type that holds all parts
     """
     parts = list(obs.values()) if isinstance(obs, Mapping) else [np.asarray(obs)]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], axis=1)
 
 
 def difference(obs: Observations, other: Observations) -> Array:

@@ -15,7 +15,7 @@ EXAMPLES: dict[str, tuple[list[int], str]] = {
         [6000],
         r"sparsity of the actor's hidden layers: 0\.700[\s\S]*certified total variation on 808 states",
     ),
-    "prune_existing_project": ([1500], r"sparsity 0\.667 .*\n\{'actor': 0\.8"),
+    "prune_existing_project": ([1500], r"sparsity 0\.\d+ +certified TV [\s\S]*\n\{'actor': 0\.8"),
     "off_policy": ([400], r"zeros: actor 70%, critics 30%[\s\S]*by at most 0\.\d+[\s\S]*under MAD of eps 0\.3 -\d+"),
     "camera_and_state": ([512], r"zeros: actor 80%[\s\S]*attacked in \{'camera': 20, 'state': 0\.5\}: \d"),
     "certify_returns": ([4000, 40], r"Lipschitz and pruned: clean \d+; under every attack of eps 0\.001 at least \d+"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,14 +58,14 @@ def _check_part(name: str, space: spaces.Space[Any], obs: Any) -> Array:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinite entries; attacks need finite observations")
     # Discrete parts of a Dict are never attacked; float32 holds them as they are.
-    return array.reshape(len(array), -1).astype(array.dtype if array.dtype in _FLOATS else np.float32, copy=False)
+    return array.reshape(len(array), math.prod(shape)).astype(array.dtype if array.dtype in _FLOATS else np.float32, copy=False)
 
 
 def size_of(space: spaces.Space[Any]) -> int:
     """Number of entries of an observation, flat."""
     if isinstance(space, spaces.Dict):
         return sum(map(size_of, space.spaces.values()))
-    return int(np.prod(space.shape or ()))
+    return math.prod(space.shape or ())
 
 
 def restored(policy: Any, points: Array, center: Array, obs: Any) -> Any:

@@ -418,7 +418,7 @@ def test_the_actor_of_paad_moves_the_action_where_the_director_says(make_policy:
     reached = []
     for steps in (1, 5):
         attack = PAAD(0.1, norm, steps=steps)
-        ball = attack._ball(obs)
+        ball = attack._ball(policy, obs)
         hat = ball.project(attack._move(policy, ball, directions))
         reached.append((along(hat) - along(obs)).mean() / best)
     assert 0.98 < min(reached) and max(reached) < 1.01

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from scipy.special import softmax
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 
 from sb3_prune_robust.memory import Memories, MemoryView
-from sb3_prune_robust.network import ActionNetwork, UnsupportedNetworkError, action_network
+from sb3_prune_robust.network import (
+    ActionNetwork,
+    Network,
+    UnsupportedNetworkError,
+    action_network,
+    kind_of,
+    spread_network,
+)
+from sb3_prune_robust.observations import Observations, rows
 
 Array = npt.NDArray[Any]
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 RULED_OUT = -1e8  # logit of a choice that a mask rules out, as in sb3-contrib
+
+
+def action_masks(policy: Any, venv: VecEnv, chosen: Array | None = None) -> Array | None:
+    """
+    The choices that a maskable policy may make.
+
+    :param policy: an SB3 policy
+    :param venv: its environments
+    :param chosen: of these environments alone
+    :return: shape ``(n, n_choices)``; ``None`` where all are allowed: for other policies, or environments without masks
+    """
+    # MaskablePPO's own classes alone take masks.
+    if not isinstance(policy, MaskableActorCriticPolicy) or not is_masking_supported(venv):
+        return None
+    masks = venv.env_method("action_masks", indices=None if chosen is None else chosen.tolist())
+    return np.stack(masks).reshape(len(masks), -1)
 
 
 class Actor:
@@ -34,12 +63,11 @@ class Actor:
         self.policy, self.deterministic = policy, deterministic
         self.memories = Memories(policy) if hasattr(policy, "lstm_actor") else None
         self.network: ActionNetwork | None
+        self.spread: Network | None = None
         try:
-            network = action_network(policy)
-            if len({weight.dtype for weight in network.weights}) > 1:  # something was folded in, in float64
-                network = network.astype(np.float32)
-            knows_noise = network.has_distribution or not _has_noise(policy)
-            self.network = network if deterministic or knows_noise else None
+            self.network = _in_one_type(action_network(policy))
+            squashed = not deterministic and kind_of(policy) == "squashed"
+            self.spread = _in_one_type(spread_network(policy)) if squashed else None
         except UnsupportedNetworkError:
             self.network = None  # the same actions through the policy itself
 
@@ -64,14 +92,22 @@ class Actor:
         """
         if self.network is None:
             return self._predict(observations, streams, masks), None
-        outputs = self.network(observations.reshape(len(observations), -1).astype(np.float32, copy=False))
+        inputs = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        outputs = self.network(inputs)
         if self.network.nvec:
             if masks is not None:
                 outputs = np.where(masks.reshape(outputs.shape), outputs, np.float32(RULED_OUT))
             return self._choose(outputs, self.network.nvec, streams)
         if self.network.box is not None:
-            return self._within(self.network.box.action(outputs)), None
+            return self._within(self.network.box.action(outputs + self._squashed_noise(inputs, streams))), None
         return self._gaussian(outputs, self.network.std, streams)
+
+    def _squashed_noise(self, inputs: Array, streams: Sequence[np.random.Generator]) -> Any:
+        """Of SAC, TQC and CrossQ, before the tanh: its spread depends on the state."""
+        if self.spread is None:
+            return 0.0
+        std = np.exp(np.clip(self.spread(inputs), LOG_STD_MIN, LOG_STD_MAX))
+        return (std * np.stack([stream.standard_normal(std.shape[1]) for stream in streams])).astype(std.dtype)
 
     def _within(self, actions: Array) -> Array:
         space: spaces.Box = self.policy.action_space
@@ -100,14 +136,23 @@ class Actor:
         actions = np.stack(choices, axis=1)
         return actions.reshape(-1, *space.shape), None if greedy else actions
 
-    def _predict(self, observations: Any, streams: Sequence[np.random.Generator], masks: Array | None) -> Array:
+    def _predict(self, observations: Observations, streams: Sequence[np.random.Generator], masks: Array | None) -> Array:
+        """Through the policy itself; samples row by row, each with the noise of its own stream, whatever rows stand beside."""
+        if self.deterministic:
+            return self._batch(observations, streams, masks)
+        parts = [slice(i, i + 1) for i in range(len(streams))]
+        actions = [self._batch(rows(observations, p), streams[p], None if masks is None else masks[p]) for p in parts]
+        return np.concatenate(actions)
+
+    def _batch(self, observations: Observations, streams: Sequence[np.random.Generator], masks: Array | None) -> Array:
         arguments: dict[str, Any] = {} if masks is None else {"action_masks": masks}
         if self.memories is not None:
             arguments = self.memories.arguments(streams)
         with th.random.fork_rng(devices=[]):
-            th.manual_seed(int(streams[0].integers(2**31)))
-            if getattr(self.policy, "use_sde", False) and not self.deterministic:
-                self.policy.reset_noise(len(streams))
+            if not self.deterministic:
+                th.manual_seed(int(streams[0].integers(2**31)))
+                if getattr(self.policy, "use_sde", False):
+                    self.policy.reset_noise(len(streams))
             actions: Array
             actions, state = self.policy.predict(observations, deterministic=self.deterministic, **arguments)
         if self.memories is not None:
@@ -115,8 +160,12 @@ class Actor:
         return actions
 
 
-def _has_noise(policy: Any) -> bool:
-    return hasattr(getattr(policy, "actor", None), "latent_pi")  # SAC, TQC, CrossQ: noise that depends on the state
+def _in_one_type(network: AnyNetwork) -> AnyNetwork:
+    """Where something was folded in, some arrays are float64."""
+    if len({weight.dtype for weight in network.weights}) == 1:
+        return network
+    cast: Any = network.astype(np.float32)
+    return cast
 
 
 def _invert(logits: Array, uniform: Array) -> Array:

@@ -80,5 +80,5 @@ class MemoryView:
         """:raises UnsupportedNetworkError: always: the critic's memory is not known in evaluation"""
         raise UnsupportedNetworkError(
             f"{type(self._recurrent).__name__}: the critic has a memory of its own that is not kept in evaluation, so the "
-            "critic attack is not covered; use mad"
+            "critic attack is not covered; use random, fgsm, pgd or mad (--attacks)"
         )

@@ -1,13 +1,15 @@
 """
 RL Zoo: what ``--gym-packages sb3_prune_robust.zoo`` imports, and runs of the zoo as they were trained.
 
-Importing this module makes the zoo's ``-optimize`` tune this package's hyperparameters (:func:`~.tuning.register`).
+Importing this module makes the zoo's ``-optimize`` tune this package's hyperparameters (:func:`~.tuning.register`), and save
+VecNormalize's statistics with its checkpoints (:func:`keep_statistics`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 import yaml
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped, unused-ignore]
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -179,4 +182,27 @@ def _zero(_: float) -> float:
     return 0.0
 
 
+def keep_statistics() -> None:
+    """
+    Make the zoo save VecNormalize's statistics with its checkpoints (``--save-freq``), where ``-i`` looks for them.
+
+    By itself it saves them with a new best model and at the end, so that a training that was killed would continue with
+    those of nobody. May be called again.
+    """
+    original = ExperimentManager.create_callbacks
+    if hasattr(original, "__wrapped__"):
+        return
+
+    create: Any = original
+
+    @functools.wraps(original)
+    def create_callbacks(self: Any) -> None:
+        create(self)
+        if self.normalize and self.save_freq > 0:
+            self.callbacks.append(SaveVecNormalizeCallback(save_freq=self.save_freq, save_path=self.params_path))
+
+    ExperimentManager.create_callbacks = create_callbacks  # type: ignore[method-assign]
+
+
 tuning.register()
+keep_statistics()

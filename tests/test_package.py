@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "policies": {"anatomy", "layers", "network"},
     "pruning": BASE | {"bounds"},
     "memory": {"network"},
-    "actor": {"memory", "network"},
+    "actor": {"memory", "network", "observations"},
     "attacks": BASE | {"bounds", "actor"},
     "certificates": BASE | {"bounds"},
     "hyperparams": set(),

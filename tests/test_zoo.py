@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,7 @@ def test_evaluation_under_attack(logs: Path, tmp_path: Path, capsys: pytest.Capt
         line.startswith("worst: mad") for line in table
     )
     assert table[3].split()[:2] == ["clean", f"{clean:.1f}"] and table[5].split()[:2] == ["mad", f"{attacks['mad']:.1f}"]
-    assert "70% of the actor's weights pruned" in table[0] and str(logs / RUN / "CartPole-v1.zip") in table[0]
+    assert "70% of the actor's hidden layers pruned" in table[0] and str(logs / RUN / "CartPole-v1.zip") in table[0]
     for cell in (record["clean"], *record["attacks"].values()):
         assert len(cell["returns"]) == 10 and cell["mean"] == pytest.approx(np.mean(cell["returns"]))
         assert cell["low"] <= cell["mean"] <= cell["high"]
@@ -322,3 +324,26 @@ def test_statistics_of_the_run_make_the_return(logs: Path, tmp_path: Path) -> No
             done, total = bool(dones[0]), total + float(reward[0])
         returns.append(total)
     assert json.loads(out.read_text())["clean"]["returns"] == returns
+
+
+def test_a_training_that_is_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
+    """With its masks, and with the VecNormalize statistics that belong to it: the zoo itself saves none with checkpoints."""
+    zoo = [sys.executable, "-m", "rl_zoo3.train", "--gym-packages", "sb3_prune_robust.zoo", "-f", str(tmp_path)]
+    zoo += ["--algo", "ppo", "--env", "CartPole-v1", "--conf-file", "sb3_prune_robust.hyperparams.ppo", "--eval-freq", "-1"]
+    zoo += ["-params", "normalize:True", "--num-threads", "1"]
+    killed = subprocess.Popen([*zoo, "-n", "200000", "--save-freq", "4000"], stdout=subprocess.DEVNULL)
+    statistics = tmp_path / RUN / "CartPole-v1" / "vecnormalize.pkl"
+    for _ in range(600):
+        checkpoints = sorted((tmp_path / RUN).glob("rl_model_*_steps.zip"), key=os.path.getmtime)
+        if statistics.exists() and len(checkpoints) > 12:  # beyond the schedule's start, at a fifth
+            break
+        time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    checkpoint = checkpoints[-2]  # the last may be cut short
+    before = zeros(checkpoint)
+    assert sum(int(zero.sum()) for zero in before.values()) > 100
+    again = subprocess.run([*zoo, "-n", "400", "-i", str(checkpoint)], capture_output=True, text=True, check=True)
+    assert "Loading saved VecNormalize stats" in again.stdout
+    after = zeros(tmp_path / "ppo/CartPole-v1_2/CartPole-v1.zip")
+    assert all(after[name][zero].all() for name, zero in before.items())

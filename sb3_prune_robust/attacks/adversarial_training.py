@@ -85,6 +85,7 @@ class AdversarialTrainingCallback(BaseCallback):
     first and the last of an episode too.
 
     On-policy algorithms: any. Off-policy: without ``VecNormalize``, past which SB3's replay buffers store true observations.
+    It is listed behind ``PruningCallback``, whose last evaluation comes at the end of training.
     ``EvalCallback`` beside it, the zoo's too, evaluates the agent clean, or under the attack at its full ``eps``.
 
     Logged: ``attack/eps`` (its largest entry), ``attack/mean_perturbation`` (in the attack's norm).
@@ -116,6 +117,8 @@ class AdversarialTrainingCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
+        if not isinstance(attack, str):
+            raise TypeError(f"attack={attack!r} must be the name of one attack")
         self.attack, self.eps, self.norm, self.seed = attack, eps, norm, seed
         self.attack_kwargs = dict(attack_kwargs or {})
         self.eps_schedule, self.start, self.end = eps_schedule, start, LINEAR_END if end is None else end
@@ -186,8 +189,12 @@ class AdversarialTrainingCallback(BaseCallback):
                 "observed before it: the agent would act under attack but learn from true observations; train it without "
                 "VecNormalize (normalize: false)"
             )
-        if sum(isinstance(one, AdversarialTrainingCallback) for one in _callbacks(self.locals.get("callback"))) > 1:
+        callbacks = list(_callbacks(self.locals.get("callback")))
+        if sum(isinstance(one, AdversarialTrainingCallback) for one in callbacks) > 1:
             raise ValueError("callback holds more than one AdversarialTrainingCallback: attacks would add up to more than eps")
+        later = [type(one).__name__ for one in callbacks[callbacks.index(self) :] if getattr(one, "evaluates_at_end", False)]
+        if later:  # its evaluation would come when the attack has been taken off, and pass for an attacked one
+            raise ValueError(f"callback lists AdversarialTrainingCallback before {later[0]}; list it behind")
 
     def _wrap_evaluations(self) -> None:
         for callback in self._eval_callbacks():
@@ -231,7 +238,7 @@ class AdversarialTrainingCallback(BaseCallback):
 def _scaled(eps: Any, level: float) -> Any:
     if isinstance(eps, Mapping):
         return {key: _scaled(part, level) for key, part in eps.items()}
-    return eps if level == 1.0 else level * np.asarray(eps, dtype=np.float64)
+    return eps if level == 1.0 or isinstance(eps, str) else level * np.asarray(eps, dtype=np.float64)
 
 
 def _largest(eps: Any) -> float:

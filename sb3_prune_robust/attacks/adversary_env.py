@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.actor import Actor, action_masks
 
 Array = npt.NDArray[Any]
 CLIP = 5.0  # what the adversary observes is clipped to this: an outlier would saturate its network
@@ -100,7 +100,7 @@ class AdversaryVecEnv(VecEnvWrapper):
 
     def step_async(self, actions: Array) -> None:
         perturbed = self.perturb(self.true, actions, self.scale)
-        self.venv.step_async(self._act(perturbed, self._streams)[0])
+        self.venv.step_async(self._act(perturbed, self._streams, action_masks(self._act.policy, self.venv))[0])
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
-from sb3_prune_robust.attacks.observations import check_obs, restored
+from sb3_prune_robust.attacks.observations import can_be_attacked, check_obs, restored
 
 Array = npt.NDArray[Any]
 Observation = TypeVar("Observation", Array, th.Tensor, dict[str, Any])
@@ -29,7 +29,8 @@ class Attack(ABC):
     the observation space, as in the literature (Zhang et al. 2020).
 
     Images (uint8) are attacked in whole pixel values from 0 to 255, and ``eps`` is in those: the policy's own scaling to
-    ``[0, 1]`` is part of the network.
+    ``[0, 1]`` is part of the network. Perturbations are rounded towards the true image, so that with ``norm="l2"`` small ones,
+    spread over many pixels, use a part of ``eps`` only.
 
     :param eps: radius of the ball in units of the observation the policy receives (after VecNormalize, where there is one):
         a float, or an array with one radius per observation dimension, 0 where it cannot be attacked. With ``norm="l2"``
@@ -61,6 +62,9 @@ class Attack(ABC):
         self.deterministic = deterministic
         self._rng = np.random.default_rng(seed)
         self._radii: dict[Any, tuple[Any, Array, Array]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(eps={self.eps!r}, norm={self.norm!r})"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -150,10 +154,11 @@ class Attack(ABC):
         return (eps if self._mask is None else np.where(_fit("mask", self._mask, shape), eps, 0.0)).ravel()
 
     def _radius_by_key(self, space: spaces.Dict) -> Array:
-        can = [key for key, part in space.spaces.items() if isinstance(part, spaces.Box)]
+        can = [key for key, part in space.spaces.items() if can_be_attacked(part)]
         unknown = [key for key in self._eps if key not in can]
         if unknown:
-            raise ValueError(f"eps names the key {unknown[0]!r}; keys that can be attacked (Box): {', '.join(can) or 'none'}")
+            known = ", ".join(can) or "none"
+            raise ValueError(f"eps names the key {unknown[0]!r}; keys that can be attacked (Box of floats or uint8): {known}")
         parts = []
         for key, part in space.spaces.items():
             shape = part.shape or ()
@@ -169,6 +174,8 @@ def _plain(radius: Array) -> Any:
 def _check_eps(name: str, eps: Any) -> Any:
     if isinstance(eps, Mapping):
         return {key: _check_eps(f"{name}[{key!r}]", radius) for key, radius in eps.items()}
+    if isinstance(eps, str):  # numpy would read it
+        raise TypeError(f"{name}={eps!r} must be a number or an array of numbers, not text")
     try:
         array = np.array(eps, dtype=np.float64)
     except (TypeError, ValueError):

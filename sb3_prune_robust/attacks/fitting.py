@@ -16,10 +16,12 @@ from typing import Any, ClassVar, final
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize, unwrap_vec_wrapper
 from typing_extensions import Self
 
+from sb3_prune_robust.actor import action_masks
 from sb3_prune_robust.attacks.base import Array, Attack
 from sb3_prune_robust.attacks.observations import check_obs
 from sb3_prune_robust.attacks.vec_env import AdversarialVecEnv
@@ -405,7 +407,8 @@ def attacked_returns(
 
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)  # of the victim's own noise
-        returns, _ = evaluate_policy(
+        evaluate = evaluate_policy if action_masks(policy, env) is None else evaluate_masked
+        returns, _ = evaluate(
             policy,
             attacked,
             n_episodes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.actor import Actor, action_masks
 from sb3_prune_robust.attacks.adversary_env import AdversaryVecEnv, View
 from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
 from sb3_prune_robust.attacks.base import Array
@@ -69,7 +70,7 @@ class LearnedAttack(FittedAttack):
         except TypeError as error:
             raise TypeError(f"algorithm_kwargs={algorithm_kwargs!r} must hold what JSON can, as files do: {error}") from None
         self.algorithm = algorithm
-        self.algorithm_kwargs = dict(algorithm_kwargs or {})
+        self.algorithm_kwargs = copy.deepcopy(dict(algorithm_kwargs or {}))
         self.curriculum = float(curriculum)
         self._director: Director | None = None
         self._view = View.plain(1)
@@ -119,7 +120,9 @@ class LearnedAttack(FittedAttack):
         adversary = self.environment(policy, env)
         candidates = self._prepare(policy, adversary, under_way, seeds[0])
         curriculum = 1.0 if candidates else self.curriculum
-        learner = Learner(self.algorithm, self.algorithm_kwargs, adversary, under_way, curriculum, seeds[0], meter.progress)
+        learner = Learner(
+            self.algorithm, copy.deepcopy(self.algorithm_kwargs), adversary, under_way, curriculum, seeds[0], meter.progress
+        )
         candidates += learner.run()
         if not candidates:
             raise ValueError(f"budget {meter.budget} ended before the first update of {self.algorithm!r}: nothing was learned")
@@ -139,7 +142,7 @@ class LearnedAttack(FittedAttack):
         rows = [np.array(env.reset())]
         steps = VIEW_STEPS if fit.meter.budget.steps is None else min(VIEW_STEPS, fit.meter.budget.steps // 20)
         for _ in range(steps // env.num_envs):
-            rows.append(np.array(env.step(actor(rows[-1], streams)[0])[0]))
+            rows.append(np.array(env.step(actor(rows[-1], streams, action_masks(policy, env))[0])[0]))
             fit.meter.add(env.num_envs)
         view = View.measured(np.concatenate(rows))
         fit.save("view", {}, asdict(view))

@@ -49,16 +49,20 @@ def _check_part(name: str, space: spaces.Space[Any], obs: Any) -> Array:
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(obs).__name__}")
     array: Array = obs.detach().cpu().numpy() if isinstance(obs, th.Tensor) else obs
     shape = space.shape or ()
-    if isinstance(space, spaces.Box) and array.dtype not in (*_FLOATS, *([np.uint8] if space.dtype == np.uint8 else [])):
-        raise TypeError(f"{name} must be float32 or float64 (uint8 where the space is), got {array.dtype}")
+    is_part = name != "obs"  # of a Dict: whether it can be attacked is another question
+    if not is_part and array.dtype not in (*_FLOATS, *([np.uint8] if space.dtype == np.uint8 else [])):
+        raise TypeError(
+            f"{name} must be float32 or float64 (uint8 where the space is), got {array.dtype}; let the environment say float32"
+        )
     if array.shape[1:] != shape or array.ndim == 0:
         raise ValueError(
             f"{name} has shape {array.shape}; expected (n, {', '.join(map(str, shape))}), a batch of observations"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has NaN or infinite entries; attacks need finite observations")
-    # Discrete parts of a Dict are never attacked; float32 holds them as they are.
-    return array.reshape(len(array), math.prod(shape)).astype(array.dtype if array.dtype in _FLOATS else np.float32, copy=False)
+    return array.reshape(len(array), math.prod(shape)).astype(
+        array.dtype if array.dtype in _FLOATS else np.float32, copy=False
+    )
 
 
 def size_of(space: spaces.Space[Any]) -> int:
@@ -90,10 +94,31 @@ def restored(policy: Any, points: Array, center: Array, obs: Any) -> Any:
 def _restored(space: spaces.Space[Any], points: Array, center: Array, obs: Any) -> Any:
     is_tensor = isinstance(obs, th.Tensor)
     dtype = obs.detach().cpu().numpy().dtype if is_tensor else obs.dtype
-    if isinstance(space, spaces.Box) and dtype == np.uint8:
+    if not isinstance(space, spaces.Box) or not can_be_attacked(space, dtype):
+        return obs.clone() if is_tensor else obs.copy()
+    if dtype == np.uint8:
         points = np.clip(center + np.trunc(points - center), space.low.ravel(), space.high.ravel())
-    result = points.reshape(obs.shape).astype(dtype, copy=False)
+    result = _narrowed(points, center, dtype).reshape(obs.shape)
     return th.as_tensor(result, device=obs.device) if is_tensor else result
+
+
+def can_be_attacked(space: spaces.Space[Any], dtype: Any = None) -> bool:
+    """
+    Whether an observation, or a part of a Dict, is of numbers that an attack may move.
+
+    :param space: its space
+    :param dtype: its type; ``None``: the space's
+    """
+    return isinstance(space, spaces.Box) and (space.dtype if dtype is None else dtype) in (*_FLOATS, np.uint8)
+
+
+def _narrowed(points: Array, center: Array, dtype: Any) -> Array:
+    """In a narrower type, never further from the center than before: a cast rounds to the nearest."""
+    result = points.astype(dtype, copy=False)
+    if dtype == points.dtype:
+        return result
+    outward = np.abs(result.astype(np.float64) - center) > np.abs(points - center)
+    return np.where(outward, np.nextafter(result, center.astype(dtype)), result) if dtype in _FLOATS else result
 
 
 def as_observation(policy: Any, flat: th.Tensor) -> Any:

@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.actor import Actor, action_masks
 from sb3_prune_robust.attacks.balls import Ball
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.fitting import Budget, Fit, FittedAttack, Meter
@@ -243,7 +243,7 @@ def _play(policy: Any, env: VecEnv, deterministic: bool, seed: int) -> Iterator[
     env.seed(seed)
     observations = np.array(env.reset())
     while True:
-        actions = act(observations, streams)[0]
+        actions = act(observations, streams, action_masks(policy, env))[0]
         rows = observations.reshape(len(observations), -1).astype(np.float32)
         yield {"observations": rows, "actions": actions.reshape(len(actions), -1).astype(np.float64)}
         observations = np.array(env.step(actions)[0])

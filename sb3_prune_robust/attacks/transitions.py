@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.actor import Actor, action_masks
 from sb3_prune_robust.attacks.base import Attack
 from sb3_prune_robust.attacks.engines import NetworkReader
 from sb3_prune_robust.attacks.fitting import NothingToLearnError
@@ -94,13 +94,13 @@ def _play(victim: _Victim, env: VecEnv, seed: int) -> Iterator[tuple[Array, ...]
     """The columns of :class:`Transitions`, one row per environment."""
     env.seed(seed)
     states = np.array(env.reset())
-    done, chosen, _ = victim.act(states)
+    done, chosen, _ = victim.act(states, action_masks(victim.policy, env))
     while True:
         arrived, rewards, dones, infos = env.step(done)
         last, terminal = np.array(arrived), np.zeros(len(dones), bool)
         for i in np.flatnonzero(dones):
             last[i], terminal[i] = infos[i]["terminal_observation"], not infos[i].get("TimeLimit.truncated", False)
-        done, acted, meant = victim.act(np.array(arrived))
+        done, acted, meant = victim.act(np.array(arrived), action_masks(victim.policy, env))
         following = np.where(dones[:, None], victim.act(last)[2], meant) if dones.any() else meant
         yield _flat(states), chosen, np.array(rewards, np.float32), _flat(last), following, terminal, np.array(dones)
         states, chosen = np.array(arrived), acted
@@ -115,10 +115,10 @@ class _Victim:
         self.reader, self.actor, self.streams = NetworkReader(), Actor(policy, deterministic), [np.random.default_rng(seed)]
         self.nvec = choices(policy.action_space)
 
-    def act(self, states: Array) -> tuple[Array, Array, Array]:
+    def act(self, states: Array, masks: Array | None = None) -> tuple[Array, Array, Array]:
         """Actions for the environment; as Q sees them, ``(n, k)``; and, where they are categorical, their probabilities."""
         seen = states if self.attack is None else self.attack(self.policy, states)
-        done, noise = self.actor(seen, self.streams * len(seen))
+        done, noise = self.actor(seen, self.streams * len(seen), masks)
         outputs = policy_outputs(self.policy, _flat(seen), self.reader)
         if self.nvec:
             acted = indicators(done.reshape(len(done), -1), self.nvec)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch as th
 
 from sb3_prune_robust.bounds.interval import output_interval
-from sb3_prune_robust.network import ActionNetwork, Array, UnsupportedNetworkError, action_network, outputs
+from sb3_prune_robust.network import ActionNetwork, Array, UnsupportedNetworkError, action_network, distributions, outputs
 
 _N_CHECKED = 16
 _FLOAT32_ROUNDOFF = 2.0**-24
@@ -121,11 +121,12 @@ def check_forward(policy: Any, network: ActionNetwork, observations: Array) -> N
     with th.no_grad():
         if not network.has_distribution:
             return _check(policy, _within(outputs(policy, batch), lower, upper))
-        distribution = policy.get_distribution(batch).distribution
+        found: list[Any] = distributions(policy, batch)
     if network.std is not None:
-        agree = _within(distribution.mean, lower, upper) and np.allclose(_numpy(distribution.stddev), network.std, rtol=1e-6)
+        (one,) = found
+        agree = _within(one.mean, lower, upper) and np.allclose(_numpy(one.stddev), network.std, rtol=1e-6)
     else:
-        agree = _logits_agree(distribution, network, lower, upper)
+        agree = _logits_agree(found, network, lower, upper)
     _check(policy, agree)
 
 
@@ -146,9 +147,8 @@ def _within(tensor: th.Tensor, lower: Array, upper: Array) -> bool:
     return bool(np.all((lower <= values) & (values <= upper)))
 
 
-def _logits_agree(distribution: Any, network: ActionNetwork, lower: Array, upper: Array) -> bool:
+def _logits_agree(categoricals: list[Any], network: ActionNetwork, lower: Array, upper: Array) -> bool:
     # torch keeps logits minus their log-sum-exp: undo it with the middle of our interval, up to its width and rounding.
-    categoricals = distribution if isinstance(distribution, list) else [distribution]
     end = 0
     for size, categorical in zip(network.nvec, categoricals, strict=True):
         start, end = end, end + size

@@ -69,6 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         kept = f"; {args.kept(args)}" if "kept" in args else ""
-        print(f"{PROGRAM} {args.command}: interrupted; no report was written{kept}", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: interrupted{kept or '; nothing was written'}", file=sys.stderr)
         return 130
     return 0

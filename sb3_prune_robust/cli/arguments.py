@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from sb3_prune_robust.attacks import SUITES
+from sb3_prune_robust.attacks import ATTACKS, SUITES
 
 PROGRAM = "sb3-prune-robust"
 CODE_WARNING = (
@@ -77,3 +77,9 @@ def suites() -> str:
 def names(text: str) -> tuple[str, ...]:
     """Names, separated by commas."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def attacks_help() -> str:
+    """What ``--attacks`` may be."""
+    default = "random,fgsm,mad,critic, but critic where there is no critic to attack by"
+    return f"of {', '.join(ATTACKS)} (with #2 behind it: another seed), and {suites()} (default: {default})"

@@ -6,21 +6,31 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sb3_prune_robust.attacks import ATTACKS, Budget
+from sb3_prune_robust.attacks import Budget
 from sb3_prune_robust.attacks.registry import expand, is_fitted_attack, is_known
 from sb3_prune_robust.certificates import RewardRange, clipped_rewards, reward_range
 from sb3_prune_robust.cli.arguments import (
     CODE_WARNING,
     MAX_ENVS,
+    attacks_help,
     names,
     pair,
     positive,
     positive_int,
     radii,
     sparsities,
-    suites,
 )
-from sb3_prune_robust.evaluation.audit import Subject, audit, common_gamma, horizon_of, load_subjects, modes_of, write_report
+from sb3_prune_robust.evaluation.audit import (
+    DEFAULT_ATTACKS,
+    Subject,
+    audit,
+    common_gamma,
+    default_attacks,
+    horizon_of,
+    load_subjects,
+    modes_of,
+    write_report,
+)
 from sb3_prune_robust.evaluation.bars import bars
 from sb3_prune_robust.evaluation.cells import fitting_total, n_rollouts
 from sb3_prune_robust.evaluation.loading import ALGORITHMS, make_single
@@ -61,9 +71,7 @@ def add_audit(commands: Any) -> None:
     add("--algo", choices=list(ALGORITHMS), help="default: told from the file")
     add("--eps", type=float, required=True, metavar="E", help="radius of the attack, in units of what the network receives")
     add("--norm", choices=NORMS, default="linf", help="norm of the attack's ball (default: %(default)s)")
-    default = "random,fgsm,mad,critic"
-    text = f"of {', '.join(ATTACKS)} (with #2 behind it: another seed), and {suites()} (default: {default})"
-    add("--attacks", type=names, default=names(default), metavar="A,B", help=text)
+    add("--attacks", type=names, metavar="A,B", help=attacks_help())
     text = "CPU seconds that each attack may learn for each model, sparsity and mode (default: its own, some minutes)"
     add("--attack-seconds", type=positive, metavar="S", help=text)
     text = "the same in environment steps, which is reproducible; with both, whichever is reached first"
@@ -132,8 +140,9 @@ def attack_budget(args: argparse.Namespace) -> Budget | None:
     """
     if args.attack_steps is None and args.attack_seconds is None:
         return None
-    if not any(is_fitted_attack(name) for name in expand(args.attacks) if is_known(name)):
-        raise ValueError(f"attack-seconds or attack-steps was given, but none of {', '.join(args.attacks)} learns")
+    attacks = args.attacks or DEFAULT_ATTACKS
+    if not any(is_fitted_attack(name) for name in expand(attacks) if is_known(name)):
+        raise ValueError(f"attack-seconds or attack-steps was given, but none of {', '.join(attacks)} learns")
     return Budget(args.attack_steps, args.attack_seconds)
 
 
@@ -141,7 +150,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
     settings: dict[str, Any] = dict(
         eps=args.eps,
         norm=args.norm,
-        attacks=args.attacks,
+        attacks=args.attacks or DEFAULT_ATTACKS,
         n_episodes=args.episodes,
         modes=args.modes or MODES,
         seed=args.seed,
@@ -159,7 +168,8 @@ def _audit(args: argparse.Namespace, command: str) -> None:
     subjects = load_subjects(args.env, args.models, args.vec_normalize, args.sparsities, n_envs, args.algo, **pruning)
     gamma = common_gamma([subject.model for subject in subjects]) if args.gamma is None else args.gamma
     modes = modes_of([subject.model for subject in subjects], args.modes)
-    settings.update(gamma=gamma, horizon=horizon_of(subjects[0].agent.venv), modes=modes)
+    attacks = args.attacks or default_attacks([subject.model for subject in subjects])
+    settings.update(gamma=gamma, horizon=horizon_of(subjects[0].agent.venv), modes=modes, attacks=attacks)
     description = (
         "Copies were pruned by magnitude after the fact, without retraining: hidden layers of the actor, zeros shared over "
         f"layers by '{args.distribution}'. Sparsity is that of the pruned layers."
@@ -238,4 +248,5 @@ def _certified(point: dict[str, Any]) -> tuple[str, str]:
 
 def _kept(args: argparse.Namespace) -> str:
     """What is said of an audit that was interrupted."""
-    return f"what was finished is kept in {Path(args.out) / PROGRESS}: run the same command again to continue"
+    kept = Path(args.out) / PROGRESS
+    return f"no report was written; what was finished is kept in {kept}: run the same command again to continue"

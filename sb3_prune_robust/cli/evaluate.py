@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sb3_prune_robust.attacks import ATTACKS, Budget
-from sb3_prune_robust.cli.arguments import CODE_WARNING, MAX_ENVS, names, positive, positive_int, suites
+from sb3_prune_robust.attacks import Budget
+from sb3_prune_robust.cli.arguments import CODE_WARNING, MAX_ENVS, attacks_help, names, positive, positive_int
 from sb3_prune_robust.cli.audit import attack_budget
+from sb3_prune_robust.evaluation.audit import DEFAULT_ATTACKS, default_attacks
 from sb3_prune_robust.evaluation.held_out import check_attacks, check_seeds
 from sb3_prune_robust.evaluation.identity import versions
 from sb3_prune_robust.evaluation.report import prepare_folder, to_json, write_files
@@ -23,6 +24,7 @@ from sb3_prune_robust.pruning import sparsity
 EVALUATE_HELP = f"""
 Plays an agent that RL Zoo trained, clean and under each attack, on the same fixed episodes: flags of the zoo mean what they
 mean in rl_zoo3.enjoy, and wrappers, VecNormalize statistics and frame stacks are those of the run. Returns are raw.
+Of a run with several models (--load-best, checkpoints) the zoo keeps one file of VecNormalize statistics, the latest.
 Some attacks are learned on the agent (--attacks strong), on other episodes than those reported; with --out, what is finished
 is kept beside it, and the same command continues. "Worst" is the lowest mean return over the attacks.
 
@@ -72,9 +74,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_attacks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    default = "random,fgsm,mad,critic"
-    text = f"of {', '.join(ATTACKS)} (with #2 behind it: another seed), and {suites()} (default: {default})"
-    add("--attacks", type=names, default=names(default), metavar="A,B", help=text)
+    add("--attacks", type=names, metavar="A,B", help=attacks_help())
     add("--eps", type=positive, required=True, metavar="E", help="radius, in units of what the network receives")
     add("--norm", choices=NORMS, default="linf", help="norm of the attack's ball (default: %(default)s)")
     text = "CPU seconds that each attack may learn (default: its own, some minutes)"
@@ -84,11 +84,14 @@ def _add_attacks(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace, command: str) -> None:
-    check_attacks(args.attacks)
+    check_attacks(args.attacks or DEFAULT_ATTACKS)
     check_seeds(args.seed, args.episodes)
+    if not 0.5 <= args.confidence < 1:
+        raise ValueError(f"confidence must lie in [0.5, 1), got {args.confidence!r}")
     budget = attack_budget(args)
     out = _checked_out(args.out)
     run = _loaded(args)
+    args.attacks = args.attacks or default_attacks([run.model])
     deterministic = _is_deterministic(args)
     try:
         result = worst_case(
@@ -211,7 +214,7 @@ def _table(record: dict[str, Any]) -> str:
     settings, run = record["settings"], record["run"]
     mode = "deterministic" if settings["deterministic"] else "stochastic"
     lines = [
-        f"{run['model']}: {run['num_timesteps']} steps, {record['sparsity']['actor']:.0%} of the actor's weights pruned",
+        f"{run['model']}: {run['num_timesteps']} steps, {record['sparsity']['actor']:.0%} of the actor's hidden layers pruned",
         f"{run['env']}, eps {settings['eps']:g} ({settings['norm']}), {settings['episodes']} episodes, {mode} actions",
     ]
     cells = {"clean": record["clean"], **record["attacks"]}

@@ -22,8 +22,10 @@ from sb3_prune_robust.evaluation.markdown import write_markdown
 from sb3_prune_robust.evaluation.report import SCHEMA_VERSION, plain, to_json, write_files
 from sb3_prune_robust.evaluation.settings import MODES
 from sb3_prune_robust.evaluation.store import Store
-from sb3_prune_robust.network import samples
+from sb3_prune_robust.network import kind_of, samples
 from sb3_prune_robust.pruning import sparsity
+
+DEFAULT_ATTACKS = ("random", "fgsm", "mad", "critic")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,17 @@ def common_gamma(models: Sequence[Any]) -> float:
     if len(gammas) > 1:
         raise ValueError(f"gamma: the models were trained with different discounts {sorted(gammas)}; choose one with --gamma")
     return gammas.pop()
+
+
+def default_attacks(models: Sequence[Any]) -> tuple[str, ...]:
+    """
+    The attacks when none are named.
+
+    :param models: SB3 models
+    :return: :data:`DEFAULT_ATTACKS`, without ``"critic"`` where a model has none (ARS) or one with a memory (RecurrentPPO)
+    """
+    without = any(hasattr(model.policy, "lstm_actor") or kind_of(model.policy) == "linear" for model in models)
+    return tuple(name for name in DEFAULT_ATTACKS if not (without and name == "critic"))
 
 
 def modes_of(models: Sequence[Any], asked: tuple[str, ...] | None) -> tuple[str, ...]:

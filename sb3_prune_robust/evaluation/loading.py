@@ -193,8 +193,13 @@ def check_spaces(model: Any, venv: VecEnv, name: str = "model") -> None:
         ("observations", model.observation_space, venv.observation_space),
         ("actions", model.action_space, venv.action_space),
     ):
-        if type(ours) is not type(theirs) or ours.shape != theirs.shape or getattr(ours, "n", 0) != getattr(theirs, "n", 0):
+        if not _alike(ours, theirs, what):
             raise ValueError(f"{name} was trained with {what} {ours}, env has {theirs}: not the environment of this model")
+
+
+def _alike(ours: spaces.Space[Any], theirs: spaces.Space[Any], what: str) -> bool:
+    """Of observations the shape alone: what normalises them may have changed their limits."""
+    return ours == theirs if what == "actions" else type(ours) is type(theirs) and ours.shape == theirs.shape
 
 
 def horizon_of(venv: VecEnv) -> int | None:

@@ -118,7 +118,11 @@ def _mode(mode: str, result: Mapping[str, Any], record: Mapping[str, Any]) -> li
         ]
         for point in result["points"]
     ]
-    what = "samples its actions" if mode == "stochastic" else "plays the mode of its distribution"
+    what = (
+        "samples its actions"
+        if mode == "stochastic"
+        else "plays its mode: the mean, the likeliest choice, or the one of highest value"
+    )
     header = ["sparsity", "of all weights", "clean", *attacks, "worst", "clean - worst"]
     return [
         f"## Returns, {mode} actions",

@@ -10,11 +10,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize, unwrap_vec_wrapper
 
-from sb3_prune_robust.actor import Actor
+from sb3_prune_robust.actor import Actor, action_masks
 from sb3_prune_robust.attacks import AdversarialVecEnv
 from sb3_prune_robust.observations import Observations, copied, difference, flattened, rows
 
@@ -212,8 +210,6 @@ class _Player:
     def __init__(self, policy: Any, venv: VecEnv, n_episodes: int, deterministic: bool, seed: int, record: bool) -> None:
         self.policy, self.venv, self.seed, self.record = policy, venv, seed, record
         self.actor = Actor(policy, deterministic)
-        # MaskablePPO's own classes alone take masks.
-        self.is_masked = isinstance(policy, MaskableActorCriticPolicy) and is_masking_supported(venv)
         self.returns, self.discounted = np.zeros(n_episodes), np.zeros(n_episodes)
         self.lengths, self.terminated = np.zeros(n_episodes, np.int64), np.zeros(n_episodes, bool)
         self.seen: list[list[Array]] = [[] for _ in range(n_episodes)]
@@ -231,7 +227,7 @@ class _Player:
         while len(active := np.flatnonzero(episode < len(self.returns))):
             true, own = rows(observations, active), [streams[int(k)] for k in episode[active]]
             received = true if attack is None else self._attacked(attack, true, self.actor.victim(own))
-            actions[active], drawn = self.actor(received, own, self._masks(active))
+            actions[active], drawn = self.actor(received, own, action_masks(self.policy, self.venv, active))
             if self.record:
                 self._record(episode[active], flattened(true), drawn)
             observations, rewards, dones, infos = self.venv.step(actions)
@@ -252,12 +248,6 @@ class _Player:
     def _stream(self, episode: int) -> np.random.Generator:
         # The last entry: [seed, 0] would be the very stream that gymnasium seeds the first episode with.
         return np.random.default_rng([self.seed, episode, 1])
-
-    def _masks(self, active: Array) -> Array | None:
-        """The choices that a maskable policy may make; ``None`` where all are allowed."""
-        if not self.is_masked:
-            return None
-        return np.stack(self.venv.env_method("action_masks", indices=active.tolist())).reshape(len(active), -1)
 
     def _attacked(self, attack: Attack, true: Observations, victim: Any) -> Observations:
         received = attack(victim, copied(true))

@@ -16,7 +16,7 @@ from sb3_prune_robust.network.outputs import (
     samples,
 )
 from sb3_prune_robust.network.plain import ActionNetwork, Box, Network, read_layers
-from sb3_prune_robust.network.reading import action_modules, action_network, value_network
+from sb3_prune_robust.network.reading import action_modules, action_network, spread_network, value_network
 
 __all__ = [
     "RELU",
@@ -39,5 +39,6 @@ __all__ = [
     "outputs",
     "read_layers",
     "samples",
+    "spread_network",
     "value_network",
 ]

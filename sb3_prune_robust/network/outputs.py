@@ -52,7 +52,7 @@ def outputs(policy: Any, obs: Any) -> th.Tensor:
     """
     kind = kind_of(policy)
     if kind == "distribution":
-        return th.cat([getattr(one, "logits", one.mean) for one in distributions(policy, obs)], dim=1)
+        return th.cat([_parameters(one) for one in distributions(policy, obs)], dim=1)
     if kind == "squashed":
         mean: th.Tensor = policy.actor.get_action_dist_params(obs)[0]
         return mean
@@ -63,6 +63,12 @@ def outputs(policy: Any, obs: Any) -> th.Tensor:
         quantiles: th.Tensor = policy.quantile_net(obs)
         return quantiles.mean(dim=1)
     return _chain(policy, obs)
+
+
+def _parameters(distribution: Any) -> th.Tensor:
+    """Logits of a categorical or of coins, else means."""
+    found: th.Tensor = distribution.logits if hasattr(distribution, "logits") else distribution.mean
+    return found
 
 
 def _chain(policy: Any, obs: Any) -> th.Tensor:
@@ -83,7 +89,8 @@ def unsquashed(chain: nn.Sequential) -> list[nn.Module]:
 
 def distributions(policy: Any, obs: Any) -> list[th.distributions.Distribution]:
     """An actor-critic policy's distribution, one for each categorical of MultiDiscrete actions."""
-    found = policy.get_distribution(obs).distribution
+    whole = policy.get_distribution(obs)
+    found = getattr(whole, "distributions", None) or whole.distribution  # sb3-contrib's name for several with masks
     return found if isinstance(found, list) else [found]
 
 

@@ -75,6 +75,17 @@ def action_modules(policy: Any) -> list[nn.Module]:
     return unsquashed(getattr(body, {"actor": "mu", "linear": "action_net", "q": "q_net", "quantiles": "quantile_net"}[kind]))
 
 
+def spread_network(policy: Any) -> Network:
+    """
+    From the observation to the logarithm of the standard deviation of a tanh-squashed actor (SAC, TQC, CrossQ), unclipped.
+
+    :param policy: a policy of one of these
+    :raises UnsupportedNetworkError: as :func:`action_network`
+    """
+    action_modules(policy)
+    return read_layers([*policy.actor.latent_pi, policy.actor.log_std])
+
+
 def value_network(policy: Any) -> Network:
     """
     The value network of an SB3 actor-critic policy: observation (flattened) to one value.

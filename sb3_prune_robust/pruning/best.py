@@ -23,11 +23,11 @@ class BestModels:
     pruning is complete the best mean reward is forgotten, and the pruned model evaluated once, so that it takes the place.
 
     :param callback: what ``learn()`` was given: an ``EvalCallback`` (or an heir of it) is found in lists and in the callbacks
-        of events; those that never evaluate (``eval_freq`` of 0 or less) are left alone
+        of events; those that never evaluate (``eval_freq`` of 0 or less) or keep no best model are left alone
     """
 
     def __init__(self, callback: BaseCallback | None) -> None:
-        self._callbacks = {id(found): found for found in _eval_callbacks(callback) if found.eval_freq > 0}
+        self._callbacks = {id(found): found for found in _eval_callbacks(callback) if _keeps_best(found)}
         self._pending: list[EvalCallback] = []
 
     def forget(self) -> None:
@@ -51,6 +51,12 @@ class BestModels:
             if callback.best_mean_reward == -math.inf:
                 goes_on = _evaluate(callback, model) and goes_on
         return goes_on
+
+
+def _keeps_best(callback: EvalCallback) -> bool:
+    """Not those of Optuna's trials, whose reports would be one more than asked for."""
+    keeps = callback.best_model_save_path is not None or callback.callback is not None
+    return callback.eval_freq > 0 and keeps and not hasattr(callback, "trial")
 
 
 def _eval_callbacks(callback: BaseCallback | None) -> Iterator[EvalCallback]:

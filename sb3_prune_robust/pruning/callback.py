@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +116,8 @@ class PruningCallback(BaseCallback):
         self._known_model: Any = None
         self._is_learning = False
 
+    evaluates_at_end = True  # other callbacks must not take apart what an EvalCallback needs before this one's end
+
     def _init_callback(self) -> None:
         self._is_learning = False
         policy = self.model.policy
@@ -209,11 +212,23 @@ class PruningCallback(BaseCallback):
         self._is_learning = False
         n_before = self.n_mask_updates
         self._prune(self._progress(), self.schedules)
+        self._warn_if_incomplete()
         self._unhook()
         if self.n_mask_updates > n_before:  # SB3 logs no more
             self._log()
             self.logger.dump(self.num_timesteps)
         self._best_models.evaluate(self.model)
+
+    def _warn_if_incomplete(self) -> None:
+        """A score that needs gradients, in a training that took no step: the model is not what was asked for."""
+        progress = self._progress()
+        missed = [t for t, schedule in self.schedules.items() if progress >= schedule.end and not self._is_complete(t)]
+        if missed:
+            warnings.warn(
+                f"PruningCallback: the {missed[0]} was pruned to {self._share(missed[0]):.4f} only, not to "
+                f"{self.schedules[missed[0]].final_sparsity}: scores need gradients, and its optimiser took no step in time",
+                stacklevel=2,
+            )
 
     def _unhook(self) -> None:
         while self._handles:

@@ -250,13 +250,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "end": ({"eps_schedule": "linear", "start": 0.5, "end": 0.5}, r"end=0.5 in \(start, 1\]"),
     "end for nothing": ({"end": 0.5}, r"end=0.5 belongs to eps_schedule='linear'"),
     "steps": ({"attack": "mad", "attack_kwargs": {"steps": 0}}, r"steps=0 must be a whole number"),
+    "several": ({"attack": ["mad", "critic"]}, r"attack=\['mad', 'critic'\] must be the name of one attack"),
+    "text": ({"eps": "0.1"}, r"eps='0.1' must be a number"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_arguments_are_named(case: str) -> None:
     changes, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         AdversarialTrainingCallback(**{"attack": "random", "eps": EPS, **changes})
 
 
@@ -264,6 +266,22 @@ def test_two_at_a_time_are_refused(counter: Any) -> None:
     callbacks = [AdversarialTrainingCallback("random", EPS), AdversarialTrainingCallback("mad", EPS)]
     with pytest.raises(ValueError, match=r"more than one AdversarialTrainingCallback"):
         ppo(envs(counter)).learn(120, callback=callbacks)  # type: ignore[arg-type]
+
+
+class EvaluatesAtTheEnd(BaseCallback):
+    """As PruningCallback does."""
+
+    evaluates_at_end = True
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_a_last_evaluation_cannot_come_when_the_attack_has_gone(counter: Any) -> None:
+    attack = AdversarialTrainingCallback("random", EPS)
+    with pytest.raises(ValueError, match=r"before EvaluatesAtTheEnd; list it behind"):
+        ppo(envs(counter)).learn(120, callback=[attack, EvaluatesAtTheEnd()])
+    ppo(envs(counter)).learn(120, callback=[EvaluatesAtTheEnd(), attack])
 
 
 def test_ars_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Attacks and certificates on a policy of every SB3 algorithm: outputs, gradients, gains, certified actions."""
 
+from fractions import Fraction
 from typing import Any
 
 import gymnasium as gym
@@ -8,12 +9,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_prune_robust import AdversarialVecEnv, certify
 from sb3_prune_robust.actor import Actor
-from sb3_prune_robust.attacks import MAD, PGD, CriticAttack, RandomAttack
+from sb3_prune_robust.attacks import MAD, PAAD, PGD, SARL, Budget, CriticAttack, RandomAttack, RobustSarsa, Snooping
 from sb3_prune_robust.attacks.engines import NetworkReader, outputs_at
 from sb3_prune_robust.attacks.objectives import analytic_objective, autograd_objective
 from sb3_prune_robust.evaluation import rollout
@@ -217,21 +220,55 @@ def test_certified_choices_do_not_change(models: dict[str, Any], name: str) -> N
     assert (change <= certificate.radius + 1e-5).all() and change.max() > 0.5 * certificate.radius.max()
 
 
-def test_a_masked_policy_is_certified_whatever_the_mask(models: dict[str, Any]) -> None:
-    model, obs = models["maskable"], observations("maskable", 100)
-    certificate = certify(model, obs, eps=0.1)
+def masked_policy(space: Any, size: int = 3) -> MaskableActorCriticPolicy:
+    th.manual_seed(0)
+    seen = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    policy = MaskableActorCriticPolicy(seen, space, lambda _: 1e-3, net_arch=[16, 16])
+    policy.set_training_mode(False)
+    with th.no_grad():
+        policy.action_net.weight.mul_(100)
+    return policy
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2])])
+def test_a_masked_policy_is_certified_whatever_the_mask(space: Any) -> None:
+    """Without the mask the first choice is all but certain, and its distribution cannot move; with it, the others compete."""
+    policy, obs = masked_policy(space), np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    with th.no_grad():
+        policy.action_net.bias[0] = 9.0
+    certificate = certify(policy, obs, eps=0.05)
     assert certificate.margin is None and certificate.greedy_unchanged is None
-    hat = MAD(0.1, seed=0)(model, obs)
-    for mask in ([True, True], [False, True]):
-        masks = np.tile(mask, (len(obs), 1))
-        with th.no_grad():
-            p, q = (
-                model.policy.get_distribution(th.as_tensor(x), action_masks=masks).distribution.probs.numpy()
-                for x in (obs, hat)
-            )
-        tv = np.abs(p - q).sum(axis=1) / 2
-        assert (tv <= certificate.tv + 1e-6).all()
-    assert tv.max() == 0.0 < certificate.tv.min()
+    moved = []
+    for mask in ([True] * len(policy.action_net.bias), [False, True, True, True, True][: len(policy.action_net.bias)]):
+        for seed in range(3):
+            hat = PGD(0.05, seed=seed, objective=lambda p, s, x: -p.get_distribution(x).log_prob(_others(p, x)))(policy, obs)
+            masks = np.tile(mask, (len(obs), 1))
+            p, q = (_probabilities(policy, x, masks) for x in (obs, hat))
+            each = [np.abs(x - y).sum(axis=1) / 2 for x, y in zip(p, q, strict=True)]
+            moved.append(np.max(each, axis=0))  # of all choices together it is no less
+            assert (moved[-1] <= certificate.tv + 1e-6).all()
+    assert np.max(moved) > 0.01
+
+
+def _probabilities(policy: Any, obs: Any, masks: Any) -> list[Any]:
+    with th.no_grad():
+        found = policy.get_distribution(th.as_tensor(obs), action_masks=masks)  # one object, changed by each call
+    return [one.probs.numpy().copy() for one in getattr(found, "distributions", None) or [found.distribution]]
+
+
+def _others(policy: Any, obs: Any) -> Any:
+    """A choice other than the first, for PGD to push away from."""
+    return th.ones(len(obs)) if isinstance(policy.action_space, spaces.Discrete) else th.ones(len(obs), 2)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)])
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+def test_masked_policies_of_every_action_space_are_attacked(space: Any, engine: str) -> None:
+    policy, obs = masked_policy(space), np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    moved = {}
+    for attack in (MAD(0.2, seed=0, engine=engine), RandomAttack(0.2, seed=0)):
+        moved[type(attack)] = np.abs(outputs_at(policy, attack(policy, obs)) - outputs_at(policy, obs)).mean()
+    assert moved[MAD] > 1.3 * moved[RandomAttack]
 
 
 def test_certificates_without_noise_are_refused_by_name(models: dict[str, Any]) -> None:
@@ -406,3 +443,82 @@ def test_a_maskable_victim_plays_by_its_masks(models: dict[str, Any]) -> None:
     attacked = rollout(models["maskable"], venv, 4, attack=MAD(0.5, seed=0))
     assert attacked.perturbed == 1
     np.testing.assert_array_equal(attacked.returns, right.returns)  # no attack makes it break its mask
+
+
+class Strict(Masked):
+    """An illegal choice is an error."""
+
+    def step(self, action: Any) -> Any:
+        assert action == 1, "an illegal choice"
+        return super().step(action)
+
+
+@pytest.mark.parametrize("kind", [RobustSarsa, Snooping, SARL, PAAD])
+def test_attacks_that_learn_obey_masks(models: dict[str, Any], kind: Any) -> None:
+    """What plays an illegal choice is another victim."""
+    small: dict[str, Any] = {}
+    if kind is RobustSarsa:
+        small = {"grid": [(0.1, 0.3)], "rounds": 1, "ratios": [0.0], "transitions": 200, "updates": 5}
+    elif kind is not Snooping:
+        small = {"algorithm_kwargs": {"n_steps": 32, "batch_size": 32, "n_epochs": 1}}
+    venv = DummyVecEnv([lambda: Strict(gym.make("CartPole-v1"))] * 2)
+    attack = kind(0.3, seed=0, **small).fit(models["maskable"], venv, Budget(steps=400))
+    assert rollout(models["maskable"], venv, 2, attack=attack).perturbed > 0.5
+
+
+@pytest.mark.parametrize("name", ["sac", "crossq", "gsde", "recurrent", "ppo"])
+def test_noise_is_that_of_the_episode_whatever_is_played_beside_it(models: dict[str, Any], name: str) -> None:
+    if name == "recurrent":
+        model: Any = RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", n_steps=8, seed=0, device="cpu")
+    elif name == "gsde":
+        model = PPO("MlpPolicy", "Pendulum-v1", use_sde=True, n_steps=8, seed=0, device="cpu")
+    else:
+        model = models[name]
+    obs = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+
+    def streams() -> list[np.random.Generator]:
+        return [np.random.default_rng(seed) for seed in (5, 6, 7)]
+
+    together, alone = streams(), streams()
+    first, second = Actor(model.policy, deterministic=False), Actor(model.policy, deterministic=False)
+    for _ in range(3):
+        actions = first(obs, together)[0]
+        one_by_one = [second(obs[i : i + 1], alone[i : i + 1])[0] for i in (2, 0, 1)]
+        np.testing.assert_allclose(actions, np.concatenate(one_by_one)[[1, 2, 0]], rtol=1e-5, atol=1e-6)
+    assert np.ptp(actions) > 0.1
+
+
+def test_keys_of_two_types_stay_in_the_ball() -> None:
+    """All are flattened to float64; what comes back as float32 must not be rounded out of the ball."""
+    space = spaces.Dict({"a": spaces.Box(-9, 9, (400,), np.float32), "b": spaces.Box(-9, 9, (3,), np.float64)})
+    policy = MultiInputActorCriticPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
+    rng = np.random.default_rng(0)
+    obs = {"a": rng.normal(size=(20, 400)).astype(np.float32), "b": rng.normal(size=(20, 3))}
+    hat = MAD({"a": 0.1, "b": 0.3}, seed=0)(policy, obs)
+    assert hat["a"].dtype == np.float32 and hat["b"].dtype == np.float64
+    for key, eps in (("a", 0.1), ("b", 0.3)):
+        pairs = zip(hat[key].ravel().tolist(), obs[key].ravel().tolist(), strict=True)
+        assert max(abs(Fraction(x) - Fraction(y)) for x, y in pairs) <= Fraction(eps)
+
+
+def test_a_key_of_whole_numbers_does_not_stand_in_the_way() -> None:
+    parts = {"a": spaces.Box(-9, 9, (2,), np.float32), "flags": spaces.Box(0, 9, (3,), np.int64)}
+    policy = MultiInputActorCriticPolicy(spaces.Dict(parts), spaces.Discrete(2), lambda _: 1e-3)
+    obs = {"a": np.zeros((4, 2), np.float32), "flags": np.full((4, 3), 2**40 + 1)}
+    hat = MAD({"a": 0.1}, seed=0)(policy, obs)
+    np.testing.assert_array_equal(hat["flags"], obs["flags"])
+    assert hat["flags"].dtype == np.int64 and np.abs(hat["a"]).max() > 0.05
+    with pytest.raises(ValueError, match=r"'flags'; keys that can be attacked .*: a"):
+        MAD({"flags": 1})(policy, obs)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pixels_are_rounded_towards_the_true_ones(norm: str) -> None:
+    model = PPO("CnnPolicy", DummyVecEnv([lambda: Sights(("image",))]), n_steps=4, batch_size=4, seed=0, device="cpu")
+    obs = np.full((2, 1, 36, 36), 128, np.uint8)
+    eps = 2.6 if norm == "linf" else 90.0
+    change = RandomAttack(eps, norm, seed=0)(model, obs).astype(float) - obs
+    size = np.abs(change).max() if norm == "linf" else np.linalg.norm(change.reshape(2, -1), axis=1).max()
+    assert 0 < size <= eps and np.array_equal(change, np.rint(change))
+    if norm == "linf":
+        assert set(np.unique(change)) == {-2, -1, 0, 1, 2}  # 2.6 is 2, not 3

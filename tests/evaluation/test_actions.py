@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 
 from sb3_prune_robust import certify
 from sb3_prune_robust.cli import main
-from sb3_prune_robust.evaluation.loading import guess_algorithm
+from sb3_prune_robust.evaluation.loading import check_spaces, guess_algorithm
 
 BUFFER = {"buffer_size": 10}
 
@@ -73,6 +75,31 @@ def test_samples_of_what_never_samples_are_refused(tmp_path: Path, capsys: pytes
 def test_a_discount_is_asked_for_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(ARS("MlpPolicy", "Pendulum-v1", **small()), tmp_path, "Pendulum-v1") == 2
     assert "give one with --gamma" in capsys.readouterr().err
+
+
+def test_default_attacks_leave_out_a_critic_that_is_not_there(tmp_path: Path) -> None:
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 8})
+    model.save(tmp_path / "model.zip")
+    arguments = [str(tmp_path / "model.zip"), "--env", "CartPole-v1", "--eps", "0.1", "--episodes", "2", "--sparsities", "0.5"]
+    assert main(["audit", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert report(tmp_path)[0]["settings"]["attacks"] == ["random", "fgsm", "mad"]
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        (spaces.MultiDiscrete([2, 3]), spaces.MultiDiscrete([5, 7])),
+        (spaces.Box(-1, 1, (2,)), spaces.Box(-9, 30, (2,))),
+        (spaces.Discrete(2), spaces.Discrete(3)),
+    ],
+)
+def test_an_environment_with_other_actions_is_not_the_models(own: Any, theirs: Any) -> None:
+    model, venv = SimpleNamespace(observation_space=spaces.Box(-1, 1, (3,)), action_space=own), SimpleNamespace()
+    venv.observation_space, venv.action_space = spaces.Box(-2, 2, (3,)), own
+    check_spaces(model, venv)
+    venv.action_space = theirs
+    with pytest.raises(ValueError, match=r"actions"):
+        check_spaces(model, venv)
 
 
 ON = {"n_steps": 8, "batch_size": 8}

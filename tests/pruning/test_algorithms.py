@@ -357,3 +357,9 @@ def test_a_typing_error_in_a_key_names_the_key():
         PruningCallback(final_sparsty=0.7)
     with pytest.raises(TypeError, match="distributon"):
         PruningCallback(final_sparsity=0.7, distributon="erk")
+
+
+def test_a_model_that_is_not_pruned_after_all_is_told_of():
+    model = stable_baselines3.SAC("MlpPolicy", "Pendulum-v1", learning_starts=1000, buffer_size=100, device="cpu")
+    with pytest.warns(UserWarning, match=r"the actor was pruned to 0\.0000 only, not to 0\.5"):
+        model.learn(20, callback=PruningCallback(0.5, scores="saliency"))

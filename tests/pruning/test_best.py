@@ -130,6 +130,21 @@ def test_the_pruned_model_does_not_count_as_one_that_failed_to_improve(dense_is_
     assert own.evaluations_timesteps == [45, 49, 90] and model.num_timesteps == 90  # the third is no better than the second
 
 
+class Trial(EvalCallback):
+    """As RL Zoo's, which reports each evaluation to Optuna."""
+
+    trial = object()
+
+
+@pytest.mark.parametrize("cls", [Trial, EvalCallback])
+def test_evaluations_that_keep_no_model_are_not_one_more_than_asked_for(cls, dense_is_better, tmp_path):
+    evaluated = evaluation(tmp_path, eval_freq=32, cls=cls)
+    if cls is EvalCallback:
+        evaluated.best_model_save_path = None
+    learn(PPO, evaluated, PruningCallback(0.5, start=0.1, end=0.5))
+    assert len(evaluated.evaluations_timesteps) == 3  # of 96 steps
+
+
 def test_one_that_never_evaluates_is_left_alone(tmp_path):
     own = evaluation(tmp_path, eval_freq=0)
     own.best_mean_reward = 7.0

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
-LINES = 22
+LINES = 16
 ZOO = "python -m rl_zoo3.train --gym-packages sb3_prune_robust.zoo --num-threads 1"
 PPO = f"{ZOO} --algo ppo --env CartPole-v1"
 MODULE = "--conf-file sb3_prune_robust.hyperparams"
@@ -123,7 +123,10 @@ def typed(command: str, folder: Path, environment: dict[str, str]) -> str:
     lines = [line for line in re.split(r"[\r\n]+", ran.stdout) if line.strip() and not _is_noise(line)]
     shown = lines if len(lines) <= LINES else ["...", *lines[-LINES:]]
     code = [] if ran.returncode == 0 else [f"(exit code {ran.returncode})"]
-    text = "\n".join(line.replace(str(folder), ".").rstrip()[:160] for line in [*shown, *code])
+    known = {str(folder): ".", str(Path(environment["PATH"].split(":")[0]).parent): "ENVIRONMENT"}
+    for path, name in known.items():
+        shown = [line.replace(path, name).rstrip()[:240] for line in shown]
+    text = "\n".join([*shown, *code])
     return f"```\n$ {command}\n{text}\n```"
 
 

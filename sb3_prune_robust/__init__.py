@@ -1,6 +1,7 @@
 """Pruned, Lipschitz policies for Stable-Baselines3, with certified and measured robustness to attacks on observations."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 from sb3_prune_robust.attacks import AdversarialVecEnv
 from sb3_prune_robust.certificates import certify
@@ -17,6 +18,11 @@ from sb3_prune_robust.policies import (
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 
 __version__ = version("sb3-prune-robust")
+
+# The YAML files are part of the package where it is installed. In a checkout they lie beside it, and `python -m
+# sb3_prune_robust` typed there imports the checkout.
+if not (Path(__file__).parent / "hyperparams").exists():
+    __path__.append(str(Path(__file__).parents[1]))
 
 __all__ = [
     "AdversarialVecEnv",

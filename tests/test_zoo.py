@@ -337,6 +337,7 @@ def test_a_training_that_is_killed_continues_from_its_checkpoint(tmp_path: Path)
         checkpoints = sorted((tmp_path / RUN).glob("rl_model_*_steps.zip"), key=os.path.getmtime)
         if statistics.exists() and len(checkpoints) > 12:  # beyond the schedule's start, at a fifth
             break
+        assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.2)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL

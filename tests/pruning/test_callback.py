@@ -361,6 +361,9 @@ def test_numbers_of_numpy_are_numbers_and_no_steps_are_no_error():
 
 def test_units_are_pruned_whole():
     model = make()
+    with th.no_grad():  # orthogonal initialisation gives all units the same norm
+        for layer in model.policy.mlp_extractor.policy_net[::2]:
+            layer.weight.normal_(generator=th.Generator().manual_seed(0))
     norms = [layer.weight.detach().norm(dim=1) for layer in model.policy.mlp_extractor.policy_net[::2]]
     prune_policy(model, 0.75, scores="unit", distribution="uniform")
     for layer, norm in zip(model.policy.mlp_extractor.policy_net[::2], norms, strict=True):

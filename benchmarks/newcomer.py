@@ -71,6 +71,12 @@ SECTIONS: dict[str, list[str]] = {
         "python -m rl_zoo3.plots.plot_train -a ppo -e CartPole-v1 -f logs -x steps",
         "python -m rl_zoo3.plots.all_plots -a ppo -e CartPole-v1 -f logs -o all --no-million",
         "ls tb/*/* logs/ppo/CartPole-v1_1",
+        f"timeout -s KILL 25 {ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo --save-freq 4000 --eval-freq -1 --log-interval 100",
+        'ls logs/ppo/Hopper-v5_1 && python -c "from stable_baselines3 import PPO; from sb3_prune_robust import sparsity; '
+        "print(sparsity(PPO.load('logs/ppo/Hopper-v5_1/rl_model_4000_steps.zip'))['actor'])\"",
+        f"{ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 12000 --eval-freq -1 --log-interval 100 "
+        "-i logs/ppo/Hopper-v5_1/rl_model_4000_steps.zip",
+        "sb3-prune-robust train --algo ppo --env Hopper-v5 -n 12000 --eval-freq 6000 --log-interval 100",
         "sb3-prune-robust train --algo sac --env Pendulum-v1 -n 4000 --eval-freq -1 --log-interval 100",
         "sb3-prune-robust train --algo dqn --env CartPole-v1 -n 20000 --eval-freq -1 --log-interval 1000",
         "sb3-prune-robust train --algo td3 --env Hopper-v5 -n 2000 --eval-freq -1 --log-interval 1000",
@@ -81,6 +87,7 @@ SECTIONS: dict[str, list[str]] = {
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --attacks random,mad,critic --eps 0.1 --episodes 20",
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --load-best --attacks mad,critic --eps 0.1 --episodes 20",
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --load-checkpoint 20000 --attacks mad --eps 0.1",
+        f"{EVALUATE} --algo ppo --env Hopper-v5 -f logs --attacks mad,critic --eps 0.075 --episodes 20",
         f"{EVALUATE} --algo sac --env Pendulum-v1 -f logs --attacks random,mad,critic --eps 0.1 --episodes 10",
         f"{EVALUATE} --algo dqn --env CartPole-v1 -f logs --attacks random,mad,critic --eps 0.1 --episodes 10",
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --attacks mad,pa-ad --attack-steps 20000 --eps 0.1",
@@ -125,7 +132,7 @@ def typed(command: str, folder: Path, environment: dict[str, str]) -> str:
     code = [] if ran.returncode == 0 else [f"(exit code {ran.returncode})"]
     known = {str(folder): ".", str(Path(environment["PATH"].split(":")[0]).parent): "ENVIRONMENT"}
     for path, name in known.items():
-        shown = [line.replace(path, name).rstrip()[:240] for line in shown]
+        shown = [line.replace(path, name).rstrip()[:400] for line in shown]
     text = "\n".join([*shown, *code])
     return f"```\n$ {command}\n{text}\n```"
 

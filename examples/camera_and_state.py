@@ -43,7 +43,7 @@ class Follow(gym.Env):
         return {"camera": camera, "state": np.array([before / 18 - 1, 0], np.float32)}
 
 
-def main(timesteps: int = 4_000) -> None:
+def main(timesteps: int = 16_000) -> None:
     th.set_num_threads(1)
     venv = make_vec_env(Follow, n_envs=4, seed=0)
     model = PPO("MultiInputPolicy", venv, n_steps=128, batch_size=128, n_epochs=4, learning_rate=1e-3, seed=0, device="cpu")

@@ -1,7 +1,7 @@
 """
 From a pruned agent to what runs it: train, shrink, save a plain SB3 file, export to ONNX.
 
-    pip install sb3-prune-robust[deploy]
+    pip install '.[deploy]'
     python examples/deploy.py [timesteps]
 """
 

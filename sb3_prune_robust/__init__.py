@@ -1,6 +1,7 @@
 """Pruned, Lipschitz policies for Stable-Baselines3, with certified and measured robustness to attacks on observations."""
 
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sb3_prune_robust.attacks import AdversarialVecEnv
@@ -20,8 +21,8 @@ from sb3_prune_robust.pruning import PruningCallback, sparsity
 __version__ = version("sb3-prune-robust")
 
 # The YAML files are part of the package where it is installed. In a checkout they lie beside it, and `python -m
-# sb3_prune_robust` typed there imports the checkout.
-if not (Path(__file__).parent / "hyperparams").exists():
+# sb3_prune_robust` typed there imports the checkout: they are to be found then, too.
+if find_spec("sb3_prune_robust.hyperparams") is None:
     __path__.append(str(Path(__file__).parents[1]))
 
 __all__ = [

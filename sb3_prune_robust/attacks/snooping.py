@@ -19,6 +19,7 @@ from sb3_prune_robust.attacks.balls import Ball
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.fitting import Budget, Fit, FittedAttack, Meter
 from sb3_prune_robust.attacks.gradient import MAD
+from sb3_prune_robust.attacks.transitions import choices
 
 _LEARNING_RATE = 1e-3  # at the start; falls in a line to 0
 _BATCH = 256
@@ -83,7 +84,7 @@ class Snooping(FittedAttack):
         return self._mad.perturb(self._copy, ball)
 
     def _fit(self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: OnProgress) -> None:
-        nvec = _choices(policy.action_space)
+        nvec = choices(policy.action_space)
         fit = Fit(meter, checkpoint, self._identity(policy, env), on_progress)
         seeds = self._fit_seeds(2)
         observations, actions = self._watch(policy, env, fit, seeds[0])
@@ -134,7 +135,7 @@ class Snooping(FittedAttack):
 
     def _arrays(self) -> dict[str, Array]:
         assert self._copy is not None
-        named = {"fidelity": np.array(self.fidelity), "nvec": np.array(_choices(self._copy.action_space), np.int64)}
+        named = {"fidelity": np.array(self.fidelity), "nvec": np.array(choices(self._copy.action_space), np.int64)}
         for i, layer in enumerate(_layers(self._copy)):
             named |= {f"W{i}": layer.weight.detach().numpy(), f"b{i}": layer.bias.detach().numpy()}
         if hasattr(self._copy, "log_std"):
@@ -262,17 +263,6 @@ def _seconds_used(meter: Meter) -> float:
 def _joined(pieces: list[dict[str, Array]]) -> dict[str, Array]:
     pieces = [piece for piece in pieces if len(piece["actions"])] or pieces[:1]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in ("observations", "actions")}
-
-
-def _choices(space: spaces.Space[Any]) -> tuple[int, ...]:
-    """Number of choices of each categorical; empty for ``Box``."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(int(n) for n in np.ravel(space.nvec))
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"model has action space {space}; snooping covers Box, Discrete and MultiDiscrete")
-    return ()
 
 
 def _new_policy(n_inputs: int, n_outputs: int, nvec: tuple[int, ...]) -> ActorCriticPolicy:

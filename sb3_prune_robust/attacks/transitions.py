@@ -152,7 +152,7 @@ def choices(space: spaces.Space[Any]) -> tuple[int, ...]:
     if isinstance(space, spaces.MultiDiscrete):
         return tuple(int(n) for n in np.ravel(space.nvec))
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"model has action space {space}; Robust Sarsa covers Box, Discrete and MultiDiscrete")
+        raise ValueError(f"model has action space {space}; learned attacks cover Box, Discrete, MultiDiscrete")
     return ()
 
 

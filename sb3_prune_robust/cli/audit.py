@@ -231,6 +231,9 @@ def _summary(record: dict[str, Any]) -> str:
         clean, worst = point["clean"]["mean"], point["worst"]
         cells = f"{clean:>10.1f} {worst['mean']:>10.1f} {name:>{width}} {shown:>13} {radius:>13}"
         lines.append(f"{point['sparsity']:>8.2f} {cells}")
+    weak = [f"{p['sparsity']:.2f}" for p in record["modes"][mode]["points"] if p["worst"]["mean"] >= p["clean"]["mean"]]
+    if weak:
+        lines.append(f"worst is not below clean at {', '.join(weak)}: attacked all the same, which says little of robustness")
     lines.append("eps for half: the largest tried at which half of the clean return is certified (-: not certified)")
     return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def _require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"export_onnx needs {name}, which is not installed: pip install sb3-prune-robust[deploy]") from error
+        raise ImportError(f"export_onnx needs {name}, which is not installed: pip install '.[deploy]'") from error
 
 
 def load_statistics(vec_normalize: Any) -> VecNormalize | None:

@@ -196,8 +196,10 @@ def _check_report(record: Record, model_path: Path) -> None:
 
 
 def _env_kwargs(run_path: Path) -> dict[str, Any]:
-    arguments = yaml.load((run_path / "args.yml").read_text(), Loader=yaml.UnsafeLoader)  # the zoo writes Python objects
-    return dict(arguments["env_kwargs"] or {})
+    """Those of training's command line, which the zoo lets replace those of the entry."""
+    texts = [(run_path / name).read_text() for name in ("args.yml", "config.yml")]
+    given, config = (dict(yaml.load(text, Loader=yaml.UnsafeLoader)) for text in texts)  # the zoo writes Python objects
+    return dict(given["env_kwargs"] or config.get("env_kwargs") or {})
 
 
 def _zip_metrics(log_path: Path, path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_prune_robust.network.activations import Array, UnsupportedNetworkError
+from sb3_prune_robust.network.activations import UnsupportedNetworkError
 from sb3_prune_robust.network.outputs import box_of, choices, is_greedy, kind_of, unsquashed
 from sb3_prune_robust.network.plain import ActionNetwork, Network, read_layers
 
@@ -151,9 +149,3 @@ def _check_standard(obj: object, *methods: str) -> None:
                 f"{type(obj).__name__}.{method} is not Stable-Baselines3's own, so what the policy computes from its layers "
                 "is not known; only policies with SB3's forward pass are covered"
             )
-
-
-def own_memory(arrays: Iterable[Array], parameters: Iterable[th.Tensor]) -> bool:
-    """Whether an array is a copy, rather than a view of a parameter, so that it misses what changes there."""
-    places = {parameter.data_ptr() for parameter in parameters}
-    return any(array.__array_interface__["data"][0] not in places for array in arrays)

@@ -123,7 +123,7 @@ class PruningCallback(BaseCallback):
         policy = self.model.policy
         if not optimizers_of(policy):
             raise TypeError(
-                f"PruningCallback cannot prune a {type(policy).__name__} while it learns: it has no optimiser; ARS perturbs "
+                f"PruningCallback cannot prune the {type(policy).__name__} while it learns: it has no optimiser; ARS perturbs "
                 "all weights at every step, so zeros would not stay. Use prune_policy(model, ...) after training"
             )
         self._layers: dict[str, Layers] = {t: target_layers(policy, t, self.patterns) for t in self.schedules}

@@ -25,7 +25,7 @@ from sb3_prune_robust.pruning import sparsity
 from sb3_prune_robust.tuning.settings import FIRST_SEED, TuneSettings
 
 N_REPORTS = 5  # evaluations of a trial, the last at its end
-MAX_ENVS = 8
+ENVS_AT_MOST = 8
 ALIVE_SECONDS = 30.0
 
 
@@ -76,7 +76,7 @@ class Training:
                 config=str(config),
             )
             self.model: Any = self.manager.setup_experiment()[0]  # type: ignore[index]
-            self.venv: VecEnv = self.manager.create_envs(min(settings.n_episodes, MAX_ENVS), eval_env=True)
+            self.venv: VecEnv = self.manager.create_envs(min(settings.n_episodes, ENVS_AT_MOST), eval_env=True)
 
     def evaluate(self) -> Score:
         """Play the held-out episodes: the same for every trial and evaluation, and seen by no training."""

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from stable_baselines3 import PPO
 
-from sb3_prune_robust.deployment import card_section, save_for_hub
+from sb3_prune_robust.deployment import card_section, hub, save_for_hub
 from sb3_prune_robust.pruning import prune_policy
 
 REPORT = Path(__file__).parents[2] / "docs" / "results" / "demo" / "report.json"
@@ -182,3 +183,13 @@ def test_section_of_nothing_or_of_another_version() -> None:
         card_section()
     with pytest.raises(ValueError, match=r"schema version 2, got version 1"):
         card_section({"schema_version": 1})
+
+
+@pytest.mark.parametrize(
+    ("typed", "of_entry", "expected"), [(None, {"k": 1}, {"k": 1}), ({"k": 2}, {"k": 1}, {"k": 2}), (None, None, {})]
+)
+def test_arguments_of_the_environment_are_those_of_the_run(typed: Any, of_entry: Any, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "args.yml").write_text(yaml.dump(OrderedDict(env_kwargs=typed)))
+    entry = OrderedDict(n_envs=1) if of_entry is None else OrderedDict(env_kwargs=of_entry)
+    (tmp_path / "config.yml").write_text(yaml.dump(entry))
+    assert hub._env_kwargs(tmp_path) == expected

@@ -10,6 +10,7 @@ import pytest
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
+from sb3_prune_robust import PruningCallback, sparsity
 from sb3_prune_robust.policies import (
     LipschitzDQNPolicy,
     LipschitzGaussianPolicy,
@@ -52,6 +53,9 @@ for algo, policy_class in {
     assert type(model.policy) is policy_class
     observations = np.load(f"{folder}/{name}.npy")
     np.save(f"{folder}/{name}_actions.npy", model.predict(observations, deterministic=True)[0])
+for algo in (PPO, SAC):  # pruned here, with SB3's own policy
+    model = algo.load(f"{folder}/plain_{algo.__name__}.zip", device="cpu")
+    np.save(f"{folder}/plain_{algo.__name__}_actions.npy", model.predict(np.load(f"{folder}/SAC.npy"), deterministic=True)[0])
 default = SAC.load(f"{folder}/default.zip", device="cpu", custom_objects=dict(policy_class=SACPolicy))
 assert type(default.policy) is SACPolicy
 print(json.dumps(found))
@@ -89,10 +93,23 @@ def elsewhere(tmp_path_factory):
         shape = (64, *model.observation_space.shape)
         np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(scale=20.0, size=shape).astype(np.float32))
         actions[name] = model.predict(np.load(folder / f"{name}.npy"), deterministic=True)[0]
+    pruned = {}
+    for algo, settings in ((PPO, dict(n_steps=32, batch_size=16)), (SAC, dict(learning_starts=10))):
+        model = algo("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[16, 16]), seed=0, device="cpu", **settings)
+        model.learn(64, callback=PruningCallback(0.7)).save(folder / f"plain_{algo.__name__}.zip")
+        actions[f"plain_{algo.__name__}"] = model.predict(np.load(folder / "SAC.npy"), deterministic=True)[0]
+        pruned[algo.__name__] = sparsity(model)["actor"]
+    assert min(pruned.values()) > 0.69
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    return actions, {name: np.load(folder / f"{name}_actions.npy") for name in models}, said
+    return actions, {name: np.load(folder / f"{name}_actions.npy") for name in actions}, said
+
+
+@pytest.mark.parametrize("name", ["plain_PPO", "plain_SAC"])
+def test_pruned_policies_of_sb3_load_as_they_are_and_play_the_same(elsewhere, name):
+    here, there, _ = elsewhere
+    assert len(np.unique(here[name])) > 1 and np.array_equal(here[name], there[name])
 
 
 @pytest.mark.parametrize("name", ["PPO", "SAC", "TD3", "DQN", "MaskablePPO"])

@@ -334,7 +334,7 @@ def test_ars_is_pruned_after_training_only(tmp_path):
     model = sb3_contrib.ARS(
         "MlpPolicy", "CartPole-v1", seed=0, n_delta=1, zero_policy=False, policy_kwargs=dict(net_arch=[16, 16])
     )
-    with pytest.raises(TypeError, match=r"cannot prune a ARSPolicy while it learns: .*prune_policy\(model, ...\) after"):
+    with pytest.raises(TypeError, match=r"cannot prune the ARSPolicy while it learns: .*prune_policy\(model, ...\) after"):
         model.learn(10, callback=PruningCallback(0.5))
     model.learn(10)
     prune_policy(model, 0.7)

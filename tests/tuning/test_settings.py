@@ -41,7 +41,8 @@ def test_refused(changes, message):
 
 def test_bounds_themselves_are_accepted():
     for changes in ({"weight": 0.0}, {"weight": 1.0}, {"sparsities": (0.0, 0.0)}, {"sparsities": (0.99, 0.99)}):
-        TuneSettings(**{**GOOD, **changes})
+        settings = TuneSettings(**{**GOOD, **changes})
+        assert all(getattr(settings, name) == value for name, value in changes.items())
 
 
 def test_entry_is_the_packages_with_the_learning_rate_that_it_leaves_to_sb3():

@@ -48,6 +48,10 @@ ZEROS = (
     'python -c "from stable_baselines3 import PPO; from sb3_prune_robust import sparsity; '
     "print(sparsity(PPO.load('logs/ppo/CartPole-v1_{}/{}'))['actor'])\""
 )
+HOPPER = (
+    'python -c "from stable_baselines3 import PPO; from sb3_prune_robust import sparsity; '
+    "print(sparsity(PPO.load('logs/ppo/Hopper-v5_{}/{}'))['actor'])\""
+)
 HUB = (
     'python -c "from sb3_prune_robust.deployment import save_for_hub; '
     "print(save_for_hub('ppo', 'CartPole-v1', 'logs', exp_id=1, out='hub'))\" && ls hub"
@@ -71,11 +75,11 @@ SECTIONS: dict[str, list[str]] = {
         "python -m rl_zoo3.plots.plot_train -a ppo -e CartPole-v1 -f logs -x steps",
         "python -m rl_zoo3.plots.all_plots -a ppo -e CartPole-v1 -f logs -o all --no-million",
         "ls tb/*/* logs/ppo/CartPole-v1_1",
-        f"timeout -s KILL 25 {ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo --save-freq 4000 --eval-freq -1 --log-interval 100",
-        'ls logs/ppo/Hopper-v5_1 && python -c "from stable_baselines3 import PPO; from sb3_prune_robust import sparsity; '
-        "print(sparsity(PPO.load('logs/ppo/Hopper-v5_1/rl_model_4000_steps.zip'))['actor'])\"",
-        f"{ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 12000 --eval-freq -1 --log-interval 100 "
-        "-i logs/ppo/Hopper-v5_1/rl_model_4000_steps.zip",
+        f"timeout -s KILL 25 {ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 150000 --save-freq 10000 --eval-freq -1 > log; "
+        "cp $(ls -t logs/ppo/Hopper-v5_1/rl_model_* | sed -n 2p) logs/ppo/Hopper-v5_1/checkpoint.zip; ls logs/ppo/Hopper-v5_1",
+        HOPPER.format(1, "checkpoint"),
+        f"{ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 2048 --eval-freq -1 -i logs/ppo/Hopper-v5_1/checkpoint.zip",
+        HOPPER.format(2, "Hopper-v5"),
         "sb3-prune-robust train --algo ppo --env Hopper-v5 -n 12000 --eval-freq 6000 --log-interval 100",
         "sb3-prune-robust train --algo sac --env Pendulum-v1 -n 4000 --eval-freq -1 --log-interval 100",
         "sb3-prune-robust train --algo dqn --env CartPole-v1 -n 20000 --eval-freq -1 --log-interval 1000",

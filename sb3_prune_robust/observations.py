@@ -52,4 +52,7 @@ def difference(obs: Observations, other: Observations) -> Array:
     :param other: the same kind
     :return: shape ``(n, d)``
     """
-    return flattened(obs).astype(np.float64) - flattened(other).astype(np.float64)
+    if isinstance(obs, Mapping):
+        return np.concatenate([difference(part, other[key]) for key, part in obs.items()], axis=1)
+    change: Array = np.subtract(obs, other, dtype=np.float64)
+    return change.reshape(len(change), math.prod(change.shape[1:]))

@@ -114,10 +114,10 @@ class Attack(ABC):
         policy = getattr(policy, "policy", policy)
         center = check_obs(policy, obs)
         ball = self._ball(policy, center)
-        perturbed = center.copy()
         if len(center) and ball.eps.any():
-            points = self._checked(self.perturb(policy, ball), ball.center)
-            perturbed = ball.project(points)
+            perturbed = ball.project(self._checked(self.perturb(policy, ball), center))
+        else:
+            perturbed = center.copy()
         result: Observation = restored(policy, perturbed, center, obs)
         return result
 

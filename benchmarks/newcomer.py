@@ -77,9 +77,9 @@ SECTIONS: dict[str, list[str]] = {
         "ls tb/*/* logs/ppo/CartPole-v1_1",
         f"timeout -s KILL 25 {ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 150000 --save-freq 10000 --eval-freq -1 > log; "
         "cp $(ls -t logs/ppo/Hopper-v5_1/rl_model_* | sed -n 2p) logs/ppo/Hopper-v5_1/checkpoint.zip; ls logs/ppo/Hopper-v5_1",
-        HOPPER.format(1, "checkpoint"),
+        HOPPER.format(1, "checkpoint.zip"),
         f"{ZOO} --algo ppo --env Hopper-v5 {MODULE}.ppo -n 2048 --eval-freq -1 -i logs/ppo/Hopper-v5_1/checkpoint.zip",
-        HOPPER.format(2, "Hopper-v5"),
+        HOPPER.format(2, "Hopper-v5.zip"),
         "sb3-prune-robust train --algo ppo --env Hopper-v5 -n 12000 --eval-freq 6000 --log-interval 100",
         "sb3-prune-robust train --algo sac --env Pendulum-v1 -n 4000 --eval-freq -1 --log-interval 100",
         "sb3-prune-robust train --algo dqn --env CartPole-v1 -n 20000 --eval-freq -1 --log-interval 1000",

@@ -68,7 +68,8 @@ def _require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"export_onnx needs {name}, which is not installed: pip install '.[deploy]'") from error
+        known = "pip install onnx onnxscript onnxruntime"
+        raise ImportError(f"export_onnx needs {name}, which is not installed: {known}") from error
 
 
 def load_statistics(vec_normalize: Any) -> VecNormalize | None:

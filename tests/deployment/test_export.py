@@ -211,7 +211,7 @@ def test_statistics_of_other_observations(tmp_path: Path) -> None:
 def test_missing_packages_are_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     model = build(PPO, "MlpPolicy", BOX, TORQUES, **SMALL)
-    with pytest.raises(ImportError, match=rf"needs {package}.*pip install sb3-prune-robust\[deploy\]"):
+    with pytest.raises(ImportError, match=rf"needs {package}.*pip install onnx onnxscript onnxruntime"):
         export_onnx(model, tmp_path / "policy.onnx")
 
 

@@ -348,3 +348,14 @@ def test_a_training_that_is_killed_continues_from_its_checkpoint(tmp_path: Path)
     assert "Loading saved VecNormalize stats" in again.stdout
     after = zeros(tmp_path / "ppo/CartPole-v1_2/CartPole-v1.zip")
     assert all(after[name][zero].all() for name, zero in before.items())
+
+
+def test_tensorboard_progress_bar_and_plots(tmp_path: Path) -> None:
+    options = ["-n", 2000, "--eval-freq", 1000, "--tensorboard-log", tmp_path / "tb", "-P"]
+    assert train(tmp_path / "logs", *options) == 0
+    (events,) = (tmp_path / "tb").rglob("events.out.tfevents.*")
+    assert b"prune/sparsity" in events.read_bytes()
+    plots = [sys.executable, "-m", "rl_zoo3.plots.all_plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "logs", "-o", "all"]
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    shown = subprocess.run(plots, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True).stdout
+    assert re.search(r"CartPole-v1 *\|\s*\d+ \+/- \d+", shown)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import onnxruntime
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -20,10 +21,6 @@ from torch import nn
 
 from sb3_prune_robust import LipschitzGaussianPolicy
 from sb3_prune_robust.deployment import export_onnx, shrink
-
-pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 BOX = spaces.Box(-1.0, 1.0, (4,), dtype=np.float32)
 DOUBLE = spaces.Box(-np.inf, np.inf, (4,), dtype=np.float64)  # as MuJoCo's

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from stable_baselines3 import PPO
 
 from sb3_prune_robust.deployment import card_section, hub, save_for_hub
@@ -43,8 +44,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def download(monkeypatch: pytest.MonkeyPatch, repository: Path, folder: Path) -> Path:
     """``rl_zoo3.load_from_hub`` with the repository a folder."""
-    module = pytest.importorskip("rl_zoo3.load_from_hub")
     from huggingface_sb3 import EnvironmentName
+    from rl_zoo3 import load_from_hub as module
 
     def fetch(repo_id: str, filename: str) -> str:
         assert repo_id == "someone/ppo-CartPole-v1"
@@ -81,10 +82,9 @@ def test_the_zoo_takes_it_up_again(
 
 
 def test_card_and_its_head(logs: Path, tmp_path: Path) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     repository = save_for_hub("ppo", ENV, logs, tmp_path / "repository", 1, n_eval_episodes=2)
     results = json.loads((repository / "results.json").read_text())
-    card = hub.ModelCard.load(repository / "README.md")
+    card = ModelCard.load(repository / "README.md")
     (result,) = card.data.eval_results
     assert card.data.library_name == "stable-baselines3" and {ENV, "reinforcement-learning"} <= set(card.data.tags)
     assert result.dataset_type == ENV and result.metric_type == "mean_reward"

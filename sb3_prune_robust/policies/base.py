@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,9 +66,9 @@ class LipschitzPolicy(BasePolicy):
                 "with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete, ...)"
             )
 
+    @abstractmethod
     def _chains(self) -> Iterator[Chain]:
         """The parts of the built policy that have a bound."""
-        raise NotImplementedError
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]  # of the policy class that this one is mixed into
@@ -101,8 +102,9 @@ class LipschitzPolicy(BasePolicy):
         for _, projection in self._projections:
             projection.after_step()
 
+    @abstractmethod
     def _after_mask_update(self) -> None:
-        raise NotImplementedError
+        """Keeps the bound when weights were pruned."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """SB3's state dict, of exactly projected weights."""

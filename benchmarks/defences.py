@@ -58,6 +58,10 @@ AGENTS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "sappo": ("sappo", dict(kappa=0.2), None),
     "sappo+pruned": ("sappo", dict(kappa=0.2), PRUNED),
     "sappo+lipschitz+pruned": ("sappo", dict(kappa=0.2, **LIPSCHITZ), PRUNED),
+    "atla": ("atla_ppo", {}, None),
+    "atla+pruned": ("atla_ppo", {}, PRUNED),
+    "pa-atla": ("pa_atla_ppo", dict(kappa=0.2), None),
+    "pa-atla+lipschitz+pruned": ("pa_atla_ppo", dict(kappa=0.2, **LIPSCHITZ), PRUNED),
 }
 
 

@@ -26,9 +26,9 @@ LINEAR_END = 0.75
 MAX_UNCHANGED = 100
 
 
-class _Adversary(AdversarialVecEnv):
+class TrainingAdversary(AdversarialVecEnv):
     """
-    An adversary that a callback puts on an environment, and takes off again.
+    An adversary that training puts on an environment, and takes off again. Arguments as in :class:`AdversarialVecEnv`.
 
     ``terminal_observation`` is attacked too: there, SB3 asks the critic what an episode cut short was still worth, and
     replay buffers take it for the next observation.
@@ -37,7 +37,11 @@ class _Adversary(AdversarialVecEnv):
     true_obs: Any = None
 
     def attacked(self, obs: Any) -> Any:
-        """:param obs: true observations"""
+        """
+        Observations as an agent is to receive them that were made before this adversary was there.
+
+        :param obs: true observations
+        """
         return self._perturb(copied(obs))
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -136,8 +140,8 @@ class AdversarialTrainingCallback(BaseCallback):
                 f"attack {attack!r} learns on a victim that stays as it is, and this one learns itself; choose one of "
                 f"{[name for name in ATTACKS if not is_fitted_attack(name)]}"
             )
-        self._adversary: _Adversary | None = None
-        self._evaluations: list[_Adversary] = []
+        self._adversary: TrainingAdversary | None = None
+        self._evaluations: list[TrainingAdversary] = []
         self._level = 0.0
         self._rng = np.random.default_rng()
 
@@ -146,7 +150,7 @@ class AdversarialTrainingCallback(BaseCallback):
         self._check()
         self._rng = np.random.default_rng(self.model.seed if self.seed is None else self.seed)
         self._level = self._level_now()
-        self._adversary = _Adversary(self.training_env, self.model, self._attack(self._level), in_training=True)
+        self._adversary = TrainingAdversary(self.training_env, self.model, self._attack(self._level), in_training=True)
         self._wrap_evaluations()
         # collect_rollouts is handed model.env anew each time; the first observations have been made already.
         self.model.env = self._adversary
@@ -200,7 +204,7 @@ class AdversarialTrainingCallback(BaseCallback):
         for callback in self._eval_callbacks():
             env = callback.eval_env
             if self.evaluate == "attacked":
-                env = _Adversary(env, self.model, self._attack(1.0, deterministic=callback.deterministic))
+                env = TrainingAdversary(env, self.model, self._attack(1.0, deterministic=callback.deterministic))
                 self._evaluations.append(env)
             else:
                 env = _Unattacked(env)
@@ -209,7 +213,7 @@ class AdversarialTrainingCallback(BaseCallback):
     def _unwrap(self) -> None:
         """What this callback, or another like it whose training did not end well, has put on environments."""
         outermost = self.model.env
-        if isinstance(outermost, _Adversary):
+        if isinstance(outermost, TrainingAdversary):
             if self.model._last_obs is not None and outermost.true_obs is not None:
                 self.model._last_obs = outermost.true_obs
             self.model.env = _without(outermost)
@@ -257,7 +261,7 @@ def _callbacks(callback: BaseCallback | None) -> Iterator[BaseCallback]:
 
 
 def _without(env: VecEnv) -> VecEnv:
-    while isinstance(env, _Adversary | _Unattacked):
+    while isinstance(env, TrainingAdversary | _Unattacked):
         env = env.venv
     return env
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_prune_robust.actor import Actor, action_masks
 
@@ -53,7 +53,16 @@ class View:
         :param rows: shape ``(n, *shape)``; what never varied in them is only centred
         """
         flat = rows.reshape(len(rows), -1).astype(np.float64)
-        mean, spread = flat.mean(axis=0), flat.std(axis=0)
+        return cls.of(flat.mean(axis=0), flat.std(axis=0))
+
+    @classmethod
+    def of(cls, mean: Array, spread: Array) -> View:
+        """
+        Standardised by statistics of observations.
+
+        :param mean: shape ``(d,)``
+        :param spread: standard deviations, shape ``(d,)``; what never varied is only centred
+        """
         spread = np.where(spread > 1e-6 * (1.0 + np.abs(mean)), spread, 1.0)
         return cls(mean.astype(np.float32), spread.astype(np.float32))
 
@@ -86,7 +95,7 @@ class AdversaryVecEnv(VecEnvWrapper):
         view: View | None = None,
     ) -> None:
         size = int(np.prod(venv.observation_space.shape or ()))
-        super().__init__(venv, spaces.Box(-CLIP, CLIP, (size,), np.float32), action_space)
+        super().__init__(venv, self.observed(size), action_space)
         self.perturb = perturb
         self.view = view or View.plain(size)
         self.scale = 1.0
@@ -94,8 +103,22 @@ class AdversaryVecEnv(VecEnvWrapper):
         self._streams = [np.random.default_rng(seed)] * venv.num_envs
         self.true: Array = np.zeros(0)
 
+    @staticmethod
+    def observed(size: int) -> spaces.Box:
+        """The space of what the adversary observes, given the size of the victim's observations."""
+        return spaces.Box(-CLIP, CLIP, (size,), np.float32)
+
     def reset(self) -> Array:
-        self.true = np.array(self.venv.reset())
+        return self.take_over(self.venv.reset())
+
+    def take_over(self, observations: VecEnvObs) -> Array:
+        """
+        Go on from where the environments are, in the middle of episodes.
+
+        :param observations: the true ones, which they gave last
+        :return: what the adversary observes
+        """
+        self.true = np.array(observations)
         return self.view(self.true)
 
     def step_async(self, actions: Array) -> None:

@@ -21,7 +21,7 @@ from sb3_prune_robust.attacks.balls import BALLS, Ball, round_down
 from sb3_prune_robust.attacks.base import Array
 from sb3_prune_robust.attacks.director import Director
 from sb3_prune_robust.attacks.engines import NetworkReader
-from sb3_prune_robust.attacks.fitting import Budget, Fit, FittedAttack, Meter, attacked_returns
+from sb3_prune_robust.attacks.fitting import Budget, Cost, Fit, FittedAttack, Meter, attacked_returns
 from sb3_prune_robust.attacks.gradient import check_count
 from sb3_prune_robust.attacks.learning import ALGORITHMS, LEARNING_SHARE, Learner, is_off_policy
 from sb3_prune_robust.attacks.objectives import direction_objective, policy_outputs
@@ -72,8 +72,17 @@ class LearnedAttack(FittedAttack):
         self.algorithm = algorithm
         self.algorithm_kwargs = copy.deepcopy(dict(algorithm_kwargs or {}))
         self.curriculum = float(curriculum)
-        self._director: Director | None = None
+        self._director: Callable[[Array], Array] | None = None
         self._view = View.plain(1)
+
+    def direct(self, director: Callable[[Array], Array], view: View) -> None:
+        """
+        Attack by a director that learns elsewhere, instead of by :meth:`fit`; it may go on changing.
+
+        :param director: from what the adversary observes, shape ``(n, d)``, to its actions, shape ``(n, k)``
+        :param view: how it observes
+        """
+        self._director, self._view, self.cost = director, view, Cost(0, 0.0)
 
     @abstractmethod
     def _action_space(self, policy: Any) -> spaces.Box:
@@ -171,12 +180,16 @@ class LearnedAttack(FittedAttack):
         return dict(algorithm=self.algorithm, algorithm_kwargs=self.algorithm_kwargs, curriculum=self.curriculum)
 
     def _arrays(self) -> dict[str, Array]:
-        assert self._director is not None
+        if not isinstance(self._director, Director):
+            raise TypeError(
+                f"{type(self).__name__} is directed by {self._director!r}, which files cannot hold; fit it instead"
+            )
         return {**self._director.arrays(), "mean": self._view.mean, "spread": self._view.spread}
 
     def _restore(self, arrays: Mapping[str, Array]) -> None:
-        self._director, self._view = Director.of(arrays), View(arrays["mean"], arrays["spread"])
-        if not self._view.mean.shape == self._view.spread.shape == (self._director.network.n_inputs,):
+        director = Director.of(arrays)
+        self._director, self._view = director, View(arrays["mean"], arrays["spread"])
+        if not self._view.mean.shape == self._view.spread.shape == (director.network.n_inputs,):
             raise ValueError(f"these arrays are no adversary: a view of {self._view.mean.shape} and other weights")
 
 

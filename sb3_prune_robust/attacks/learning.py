@@ -16,6 +16,7 @@ from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -100,7 +101,7 @@ class Learner:
         :return: the candidates: the director at each of :data:`CANDIDATES` and at the end; none if the budget did not reach as
             far as a first update, which would have learned nothing
         """
-        with _own_random_numbers():
+        with own_random_numbers():
             model = self._load() or self._new()
             Director.read(model.policy)  # what cannot be read is refused now, not after learning
             if 1.0 not in self.kept or self.progress < 1:  # below 1: continued with a larger budget
@@ -153,11 +154,17 @@ class Learner:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """SB3 seeds the global random numbers of torch, numpy and Python, and draws from them; afterwards they go on as before."""
+def own_random_numbers(seed: int | None = None) -> Iterator[None]:
+    """
+    SB3 seeds the global random numbers of torch, numpy and Python, and draws from them; afterwards they go on as before.
+
+    :param seed: with which they begin; ``None``: as they are
+    """
     numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  # SB3 uses the global ones
     try:
         with th.random.fork_rng(devices=[]):
+            if seed is not None:
+                set_random_seed(seed)
             yield
     finally:
         np.random.set_state(numpys)  # noqa: NPY002

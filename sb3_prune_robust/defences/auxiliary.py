@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch as th
-from torch import nn
 
 
 class _Carry(th.autograd.Function):
@@ -47,16 +46,16 @@ def carry(carrier: th.Tensor, term: th.Tensor, share: float = 1.0) -> th.Tensor:
 
 
 @contextmanager
-def wrapped(module: nn.Module, method: str, change: Callable[[Any, Any], Any]) -> Iterator[None]:
+def wrapped(owner: Any, method: str, change: Callable[[Any, Any], Any]) -> Iterator[None]:
     """
-    A module's method whose result is changed where gradients are recorded, for the time of a ``with`` block.
+    An object's method whose result is changed where gradients are recorded, for the time of a ``with`` block.
 
-    :param module: the module, e.g. a policy
+    :param owner: the object, e.g. a policy
     :param method: name of the method, e.g. ``"evaluate_actions"``
     :param change: from the method's first argument and its result to the result that takes its place; what it calls of the
         method itself is not changed again
     """
-    original = getattr(module, method)
+    original = getattr(owner, method)
     inside = False
 
     def changed(*args: Any, **kwargs: Any) -> Any:
@@ -70,8 +69,8 @@ def wrapped(module: nn.Module, method: str, change: Callable[[Any, Any], Any]) -
         finally:
             inside = False
 
-    setattr(module, method, changed)  # on the instance: the class and its other instances stay as they are
+    setattr(owner, method, changed)  # on the instance: the class and its other instances stay as they are
     try:
         yield
     finally:
-        delattr(module, method)
+        delattr(owner, method)

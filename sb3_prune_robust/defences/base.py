@@ -20,7 +20,7 @@ class RobustTraining(BaseAlgorithm):
     :param eps: radius of the ball in units of the observation that the policy receives (after ``VecNormalize``, where there is
         one): a float, or an array with one radius per observation dimension, 0 where it cannot be attacked
     :param norm: ``"linf"`` or ``"l2"``
-    :param eps_schedule: ``"linear"``: from 0 at the start of training to ``eps`` at ``eps_end``; ``"constant"``: always ``eps``
+    :param eps_schedule: ``"linear"``: from 0 at the start of training to ``eps`` at ``eps_end``; or ``"constant"``
     :param eps_end: share of training that is done when a linear schedule reaches ``eps``, in (0, 1]
     :raises ValueError: for a value outside its range
     """

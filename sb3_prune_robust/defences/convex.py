@@ -3,9 +3,9 @@ Bounds on the change of a policy's outputs over the ball that training can diffe
 
 The bounds of :mod:`sb3_prune_robust.bounds` are for certificates: in float64, rounding covered, lines as tight as they come.
 These are for a loss: in torch, differentiable in the weights, cheap, sound up to rounding. The relaxation encloses an
-activation between two PARALLEL lines over its interval, so that one matrix goes backward through the network in place of CROWN's two:
-Fast-Lin for ReLU (Weng et al. 2018), the DeepZ lines for tanh and sigmoid (Singh et al. 2018), whose slope is the smaller of
-those at the ends. Intervals inside the network are interval bounds, as in CROWN-IBP (Zhang et al. 2019).
+activation between two PARALLEL lines over its interval, so that one matrix goes backward through the network in place of
+CROWN's two: Fast-Lin for ReLU (Weng et al. 2018), the DeepZ lines for tanh and sigmoid (Singh et al. 2018), whose slope is the
+smaller of those at the ends. Intervals inside the network are interval bounds, as in CROWN-IBP (Zhang et al. 2019).
 """
 
 from __future__ import annotations

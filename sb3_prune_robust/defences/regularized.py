@@ -145,8 +145,8 @@ class Enclosing:
         self.chain, self.eps, self.norm, self.linear = chain, eps, norm, linear
 
     @classmethod
-    def of(cls, model: Regularized) -> Enclosing:
-        """The share of the linear relaxation rises from 0 at the start to 1 at ``eps_end``, as 1 - beta in the released code."""
+    def of(cls, model: RobustTraining) -> Enclosing:
+        """The share of the linear relaxation rises from 0 to 1 at ``eps_end``, as 1 - beta does in the released code."""
         ball = Ball.create(model.eps_now, model.norm, model.observation_space.shape or ())
         weight = next(model.policy.parameters())
         eps = th.as_tensor(ball.eps, dtype=weight.dtype, device=weight.device)

@@ -11,9 +11,11 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback, certify, sparsity
+from sb3_prune_robust.attacks import MAD
 from sb3_prune_robust.defences import SADQN, SAPPO, SASAC, SATD3, CertifiedPPO
 from sb3_prune_robust.defences import regularized as regularized_module
 from sb3_prune_robust.defences.smoothness import divergence
+from sb3_prune_robust.evaluation import rollout
 from sb3_prune_robust.network import UnsupportedNetworkError
 
 OFF_POLICY = dict(learning_starts=50, train_freq=4, gradient_steps=2, batch_size=32)
@@ -221,3 +223,22 @@ def test_dict_observations_are_refused():
         venv = make_vec_env("CartPole-v1")
         venv.observation_space = space
         SAPPO("MultiInputPolicy", venv, inner="pgd")
+
+
+def test_a_robust_agent_stands_attack_longer_than_ppo():
+    """
+    Both balance to the end unattacked; under an attack that topples both, SA-PPO's agent holds out many times as long.
+
+    (Seeds 0 and 1 returned 68 and 49 against 3 and 2.)
+    """
+    attack = MAD(0.1, seed=0, deterministic=True)
+    returns = {}
+    for algorithm, own in ((PPO, {}), (SAPPO, dict(eps=0.1, kappa=0.01))):
+        model = trained(algorithm, 60_000, **own)
+        clean, attacked = (
+            rollout(model, model.get_env(), 8, attack=one, deterministic=True, seed=1000).returns.mean()
+            for one in (None, attack)
+        )
+        assert clean == 1000.0
+        returns[algorithm] = attacked
+    assert returns[SAPPO] > 5 * returns[PPO]

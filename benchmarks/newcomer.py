@@ -21,6 +21,7 @@ ZOO = "python -m rl_zoo3.train --gym-packages sb3_prune_robust.zoo --num-threads
 PPO = f"{ZOO} --algo ppo --env CartPole-v1"
 MODULE = "--conf-file sb3_prune_robust.hyperparams"
 EVALUATE = "sb3-prune-robust evaluate"
+SAPPO = "--algo sappo --env Pendulum-v1"
 ENJOY = "python -m rl_zoo3.enjoy --algo ppo --env CartPole-v1 -f logs --exp-id 1 -n 1000 --no-render --num-threads 1"
 ATTACKED = """CartPole-v1:
   n_envs: 8
@@ -84,6 +85,8 @@ SECTIONS: dict[str, list[str]] = {
         "sb3-prune-robust train --algo sac --env Pendulum-v1 -n 4000 --eval-freq -1 --log-interval 100",
         "sb3-prune-robust train --algo dqn --env CartPole-v1 -n 20000 --eval-freq -1 --log-interval 1000",
         "sb3-prune-robust train --algo td3 --env Hopper-v5 -n 2000 --eval-freq -1 --log-interval 1000",
+        f"sb3-prune-robust train {SAPPO} -n 20000 --eval-freq -1 --log-interval 1000 --seed 0 -params kappa:0.3",
+        f"sb3-prune-robust enjoy {SAPPO} -n 1000 --no-render",
         "sb3-prune-robust train --algo ppo --env Acrobot-v1",
         "sb3-prune-robust train --algo ppoo --env Hopper-v5",
     ],
@@ -93,6 +96,7 @@ SECTIONS: dict[str, list[str]] = {
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --load-checkpoint 20000 --attacks mad --eps 0.1",
         f"{EVALUATE} --algo ppo --env Hopper-v5 -f logs --attacks mad,critic --eps 0.075 --episodes 20",
         f"{EVALUATE} --algo sac --env Pendulum-v1 -f logs --attacks random,mad,critic --eps 0.1 --episodes 10",
+        f"{EVALUATE} {SAPPO} -f logs --attacks random,mad,critic --eps 0.1 --episodes 10",
         f"{EVALUATE} --algo dqn --env CartPole-v1 -f logs --attacks random,mad,critic --eps 0.1 --episodes 10",
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 1 --attacks mad,pa-ad --attack-steps 20000 --eps 0.1",
         f"{EVALUATE} --algo ppo --env CartPole-v1 -f logs --exp-id 9 --attacks mad --eps 0.1",

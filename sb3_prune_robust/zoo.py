@@ -1,8 +1,10 @@
 """
 RL Zoo: what ``--gym-packages sb3_prune_robust.zoo`` imports, and runs of the zoo as they were trained.
 
-Importing this module makes the zoo's ``-optimize`` tune this package's hyperparameters (:func:`~.tuning.register`), and save
-VecNormalize's statistics with its checkpoints (:func:`keep_statistics`).
+Importing this module makes the zoo know this package's algorithms, its ``-optimize`` tune this package's hyperparameters
+(:func:`~.tuning.register`), and the zoo save VecNormalize's statistics with its checkpoints (:func:`keep_statistics`). For the
+names after ``--algo`` that is too late in ``rl_zoo3.train`` and ``rl_zoo3.enjoy``: ``sb3-prune-robust train`` and ``enjoy``
+import this module first.
 """
 
 from __future__ import annotations

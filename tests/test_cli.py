@@ -229,6 +229,8 @@ HELP = {
     "demo": "--out",
     "evaluate": "--out",
     "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "tune": "kappa",
     "hyperparams": "ppo",
 }
 

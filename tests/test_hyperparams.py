@@ -1,4 +1,4 @@
-"""Every shipped entry through RL Zoo's own code: it trains, with our policy and callback, to its final sparsity."""
+"""Every shipped entry through RL Zoo's code: it trains, with our policy and callback to its final sparsity; or robustly."""
 
 import argparse
 import importlib
@@ -13,9 +13,13 @@ from rl_zoo3.exp_manager import ExperimentManager
 from sb3_prune_robust.hyperparams import ALGORITHMS, FOLDER, load
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_prune_robust import policies, sparsity
+from sb3_prune_robust import defences, policies, sparsity
 from sb3_prune_robust.pruning import PruningCallback
+from sb3_prune_robust.tuning import register_algorithms
 
+register_algorithms()
+PRUNED = ["ppo", "a2c", "trpo", "sac", "td3", "dqn", "tqc"]  # with our policies and callback
+ROBUST = list(defences.ALGORITHMS)  # the method alone
 MUJOCO = ["InvertedPendulum", "InvertedDoublePendulum", "Hopper", "HalfCheetah", "Walker2d", "Ant", "Swimmer"]
 CONTINUOUS = {"Pendulum-v1", *(f"{name}-v5" for name in MUJOCO)}
 OFF_POLICY = {
@@ -25,6 +29,7 @@ OFF_POLICY = {
     "tqc": importlib.import_module("sb3_contrib.tqc.policies").TQCPolicy,
 }
 FIRST = {algo: next(iter(load(algo))) for algo in ALGORITHMS}
+SAMPLED = {*OFF_POLICY, "sa_sac", "sa_td3", "sa_dqn"}  # from a replay buffer
 # Small enough to run; what an entry is about stays as it is.
 ON = {"n_steps": 16}
 OFF = {"learning_starts": 64, "buffer_size": 600, "train_freq": 8, "gradient_steps": 1}
@@ -36,7 +41,7 @@ def one_thread():
 
 
 def manager(algo, env, folder, n_timesteps, config=None):
-    small = OFF if algo in OFF_POLICY else ON if algo == "a2c" else {**ON, "batch_size": 64}
+    small = OFF if algo in SAMPLED else ON if algo == "a2c" else {**ON, "batch_size": 64}
     return ExperimentManager(
         argparse.Namespace(),
         algo,
@@ -53,13 +58,45 @@ def manager(algo, env, folder, n_timesteps, config=None):
 
 
 def test_environments_are_those_promised():
-    assert set(ALGORITHMS) == {"ppo", "a2c", "trpo", "sac", "td3", "dqn", "tqc"}
+    assert set(ALGORITHMS) == {*PRUNED, *ROBUST}
     promised = {"dqn": {"CartPole-v1"}, **dict.fromkeys(("sac", "td3", "tqc"), CONTINUOUS)}
-    for algo in ALGORITHMS:
+    for algo in PRUNED:
         assert set(load(algo)) == promised.get(algo, {"CartPole-v1", *CONTINUOUS}), algo
+    robust = {"CartPole-v1", *CONTINUOUS} - {"InvertedDoublePendulum-v5", "Swimmer-v5"}
+    promised = {"sa_dqn": {"CartPole-v1"}, "sa_sac": {"Pendulum-v1", "Hopper-v5"}, "sa_td3": {"Pendulum-v1", "Hopper-v5"}}
+    for algo in ROBUST:
+        assert set(load(algo)) == promised.get(algo, robust), algo
 
 
-@pytest.mark.parametrize(("algo", "env"), [(algo, env) for algo in ALGORITHMS for env in load(algo)])
+@pytest.mark.parametrize(("algo", "env"), [(algo, env) for algo in ROBUST for env in load(algo)])
+def test_entry_of_a_robust_algorithm(algo, env, tmp_path):
+    """Set up, with what the entry says; and trained for one environment of each algorithm."""
+    experiment = manager(algo, env, tmp_path, 256)
+    model, _ = experiment.setup_experiment()
+    entry = load(algo)[env]
+    assert type(model) is defences.ALGORITHMS[algo] and model.n_envs == 8 and not experiment.callbacks
+    assert type(model).policy_aliases["MlpPolicy"] is model.policy_class
+    own = {"eps", "kappa", "inner", "weight", "worst_case_lr", "adversary_kwargs"} & set(entry)
+    assert "eps" in own and all(getattr(model, name) == entry[name] for name in own)
+    if env == FIRST[algo]:
+        before = parameters(model)
+        experiment.learn(model)
+        assert any((new != old).any() for new, old in zip(parameters(model), before, strict=True))
+        assert model.eps_now == entry["eps"] > 0
+
+
+@pytest.mark.parametrize("env", load("sappo"))
+def test_robust_entries_differ_from_those_of_ppo_by_the_method_alone(env):
+    """Or comparisons of the algorithms would compare something else too."""
+    ppo = {key: value for key, value in load("ppo")[env].items() if key not in ("policy", "callback")}
+    for algo in ROBUST:
+        if algo.endswith("ppo"):
+            entry = load(algo)[env]
+            assert {key: entry.get(key) for key in ppo} == ppo and entry["policy"] == "MlpPolicy" and "callback" not in entry
+            assert entry["eps"] == load("sappo")[env]["eps"]
+
+
+@pytest.mark.parametrize(("algo", "env"), [(algo, env) for algo in PRUNED for env in load(algo)])
 def test_entry_trains_and_prunes(algo, env, tmp_path):
     """In full for one environment of each algorithm, for the others until the first updates: CPU time is dear."""
     full = env == FIRST[algo]
@@ -87,7 +124,7 @@ def parameters(model):
     return [parameter.detach().clone() for parameter in model.policy.parameters()]
 
 
-@pytest.mark.parametrize(("algo", "env"), [(algo, env) for algo in ALGORITHMS for env in load(algo)])
+@pytest.mark.parametrize(("algo", "env"), [(algo, env) for algo in PRUNED for env in load(algo)])
 def test_observations_are_normalised(algo, env):
     entry = load(algo)[env]
     if (algo, env) in {("ppo", "CartPole-v1"), ("dqn", "CartPole-v1")}:
@@ -129,5 +166,5 @@ def test_module_is_read_anew():
 
 
 def test_unknown_algorithm():
-    with pytest.raises(ValueError, match=r"algo 'ars' has no hyperparameters here; those that have: a2c, dqn, ppo"):
+    with pytest.raises(ValueError, match=r"algo 'ars' has no hyperparameters here; those that have: a2c, atla_ppo, "):
         load("ars")

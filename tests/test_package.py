@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "hyperparams": set(),
     "defences": {"actor", "attacks", "bounds", "certificates", "layers", "network", "pruning"},
     "evaluation": {"actor", "attacks", "bounds", "certificates", "defences", "network", "observations", "policies", "pruning"},
-    "deployment": {"anatomy", "evaluation", "network", "pruning"},
+    "deployment": {"anatomy", "evaluation", "network", "pruning", "tuning"},
     "tuning": {"attacks", "defences", "evaluation", "hyperparams", "pruning"},
     "zoo": {"tuning"},
     "cli": {"attacks", "certificates", "defences", "evaluation", "hyperparams", "pruning", "tuning", "zoo"},

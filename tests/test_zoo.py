@@ -19,6 +19,7 @@ import yaml
 from rl_zoo3.enjoy import enjoy
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import PPO
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_prune_robust import sparsity
@@ -276,7 +277,7 @@ def test_wrong_options_are_named_in_one_line(case: str, logs: Path, capsys: pyte
 def fake_run(folder: Path, algo: str, env: str) -> Path:
     """An untrained agent in the folders in which the zoo would have saved it."""
     policies = {"ppo_lstm": "MlpLstmPolicy"}
-    kwargs: dict[str, Any] = {} if algo in ("ars", "ppo", "a2c", "trpo", "ppo_lstm") else {"buffer_size": 10}
+    kwargs: dict[str, Any] = {"buffer_size": 10} if issubclass(ALGOS[algo], OffPolicyAlgorithm) else {}
     run = folder / algo / f"{env}_1"
     (run / env).mkdir(parents=True)
     (run / env / "config.yml").write_text("n_envs: 1\n")
@@ -288,7 +289,7 @@ def fake_run(folder: Path, algo: str, env: str) -> Path:
 def test_runs_of_every_algorithm_of_the_zoo_are_evaluated(
     algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    env = "CartPole-v1" if algo in ("dqn", "qrdqn") else "Pendulum-v1"
+    env = "CartPole-v1" if algo in ("dqn", "qrdqn", "sa_dqn") else "Pendulum-v1"
     fake_run(tmp_path, algo, env)
     out = tmp_path / "evaluation.json"
     options = ["--attacks", "random,mad", "--eps", 0.5, "--episodes", 2, "--out", out]

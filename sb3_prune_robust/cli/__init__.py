@@ -13,6 +13,7 @@ import torch as th
 from sb3_prune_robust.cli.arguments import PROGRAM, Parser
 from sb3_prune_robust.cli.audit import add_audit
 from sb3_prune_robust.cli.demo import add_demo
+from sb3_prune_robust.cli.enjoy import add_enjoy
 from sb3_prune_robust.cli.evaluate import add_evaluate
 from sb3_prune_robust.cli.hyperparams import add_hyperparams
 from sb3_prune_robust.cli.train import add_train
@@ -31,6 +32,8 @@ examples:
   {PROGRAM} train --algo ppo --env Hopper-v5
   {PROGRAM} evaluate --algo ppo --env Hopper-v5 --attacks mad,critic --eps 0.075
       train by RL Zoo with this package's hyperparameters, and attack what was trained
+  {PROGRAM} train --algo sappo --env Hopper-v5
+      the same by an algorithm of this package, which trains for robustness
   {PROGRAM} audit seed0.zip seed1.zip seed2.zip --env CartPole-v1 --eps 0.1 --sparsities 0,0.5,0.9 --out audit-report
       the same agent trained with three seeds: intervals are then over seeds
 """
@@ -41,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     raw: Any = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (add_demo, add_audit, add_train, add_evaluate, add_tune, add_hyperparams):
+    for add in (add_demo, add_audit, add_train, add_evaluate, add_enjoy, add_tune, add_hyperparams):
         add(commands)
     return parser
 

@@ -59,7 +59,7 @@ def add_evaluate(commands: Any) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--algo", default="ppo", metavar="NAME", help="RL Zoo's name of the algorithm (default: %(default)s)")
+    add("--algo", default="ppo", metavar="NAME", help="of RL Zoo's algorithms or this package's (default: %(default)s)")
     add("--env", required=True, metavar="ID", help="gymnasium environment id")
     add("-f", "--folder", default="logs", metavar="DIR", help="log folder of training (default: %(default)s)")
     add("--exp-id", type=int, default=0, metavar="N", help="number of the run (default: 0, the latest; -1: no run folder)")

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sb3_prune_robust.cli.arguments import PROGRAM, floats, names, positive, positive_int
+from sb3_prune_robust.hyperparams import ALGORITHMS  # type: ignore[import-not-found, unused-ignore]
 from sb3_prune_robust.pruning.schedules import SCHEDULES
 
 TUNE_HELP = f"""
 Starts from the package's entry for the algorithm and environment, and searches for a better lipschitz, final sparsity,
-schedule and distribution of pruning, and learning rate. Each trial is a training as RL Zoo would do it; trials are compared by
-(1 - weight) * clean + weight * attacked, mean raw returns of the same held-out episodes with deterministic actions. The first
-trial is the entry itself. The best is written to --out as an entry for RL Zoo's --conf-file.
+schedule and distribution of pruning, kappa (weight of a robust algorithm's term), as far as the entry has them, and learning
+rate. Each trial is a training as RL Zoo would do it; trials are compared by (1 - weight) * clean + weight * attacked, mean raw
+returns of the same held-out episodes with deterministic actions. The first trial is the entry itself. The best is written to
+--out as an entry for RL Zoo's --conf-file.
 
 With --storage the study outlives the command: the same command continues it, and several, on one machine or many, share it. A
 trial whose process was killed is queued again. Without it, the study is in memory and gone at the end.
@@ -31,7 +33,7 @@ def add_tune(commands: Any) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("tune", help="tune hyperparameters", description=TUNE_HELP, formatter_class=raw)
     add = parser.add_argument
-    add("--algo", required=True, metavar="NAME", help="RL Zoo's name of the algorithm: ppo, a2c, trpo, sac, td3, dqn, tqc")
+    add("--algo", required=True, metavar="NAME", help=f"one of {', '.join(ALGORITHMS)}")
     add("--env", required=True, metavar="ID", help="gymnasium environment id")
     add(
         "--eps",

@@ -165,8 +165,11 @@ def find_run(algo: str, env: str, folder: str | Path, exp_id: int, load_best: bo
     :return: the model's file, and the folder of the run's configuration
     :raises ValueError: if there is none
     """
-    from rl_zoo3.utils import ALGOS, get_model_path  # a slow import
+    from rl_zoo3.utils import ALGOS, get_model_path  # slow imports
 
+    from sb3_prune_robust.tuning import register_algorithms
+
+    register_algorithms()
     if algo not in ALGOS:
         raise ValueError(f"algo {algo!r} is unknown to the zoo; known: {', '.join(sorted(ALGOS))}")
     try:

@@ -18,6 +18,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
+from sb3_prune_robust import defences
+
 ALGORITHMS: dict[str, Any] = {
     "ppo": PPO,
     "a2c": A2C,
@@ -32,12 +34,14 @@ ALGORITHMS: dict[str, Any] = {
     "qrdqn": QRDQN,
     "crossq": CrossQ,
     "ars": ARS,
+    **defences.ALGORITHMS,
 }
 
 
 def load_model(path: str | Path, algorithm: str | None = None) -> Any:
     """
-    Load an SB3 or sb3-contrib model on the CPU. The file is read only; loading it runs whatever code was pickled into it.
+    Load a model of SB3, sb3-contrib or this package on the CPU. The file is read only; loading it runs whatever code was
+    pickled into it.
 
     :param path: the zip file
     :param algorithm: a key of :data:`ALGORITHMS`, the zoo's names and ``"ppo_mask"``; ``None``: told from the file
@@ -80,6 +84,15 @@ def _policy(settings: dict[str, Any]) -> str:
 # From the settings that only some algorithms have, the first that fits.
 _MARKS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
     ("ars", lambda s: "n_delta" in s),
+    ("pa_atla_ppo", lambda s: "adversary_kwargs" in s and "kappa" in s),
+    ("atla_ppo", lambda s: "adversary_kwargs" in s),
+    ("wocar_ppo", lambda s: "worst_case_lr" in s),
+    ("radial_ppo", lambda s: "eps_schedule" in s and "weight" in s),
+    ("sa_dqn", lambda s: "kappa" in s and "exploration_fraction" in s),
+    ("sa_sac", lambda s: "kappa" in s and "ent_coef" in s and "clip_range" not in s),
+    ("sa_td3", lambda s: "kappa" in s and "target_policy_noise" in s),
+    ("sappo", lambda s: "kappa" in s and "inner" in s),
+    ("certified_ppo", lambda s: "kappa" in s),
     ("trpo", lambda s: "cg_max_steps" in s),
     ("ppo_lstm", lambda s: "_last_lstm_states" in s or "Recurrent" in _policy(s)),
     ("ppo_mask", lambda s: "clip_range" in s and ("Maskable" in _policy(s) or ".maskable." in _policy(s))),

@@ -70,7 +70,7 @@ def tune(settings: TuneSettings, request: Request, command: str) -> None:
         print(f"Other processes are still at {n_running} trials: the same command, when they are done, writes the best of all")
     print(f"Best of {n_finished} finished trials: trial {best.number}, {outcome(best)}")
     print("  " + ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.params.items()))
-    zoo = f"python -m rl_zoo3.train --algo {settings.algo} --env {settings.env} --conf-file {request.out}"
+    zoo = f"sb3-prune-robust train --algo {settings.algo} --env {settings.env} --conf-file {request.out}"
     print(f"Written to {request.out}, for {zoo}")
 
 

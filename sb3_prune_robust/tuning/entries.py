@@ -45,7 +45,18 @@ def _parameter(policy: Any) -> inspect.Parameter | None:
         if "." not in policy:
             return None
         policy = get_class_by_name(policy)
-    found = (inspect.signature(base.__init__).parameters.get("lipschitz") for base in policy.__mro__)
+    return parameter_of(policy, "lipschitz")
+
+
+def parameter_of(made: Any, name: str) -> inspect.Parameter | None:
+    """
+    A parameter of a class, or of the base to which it hands what it does not know itself.
+
+    :param made: the class
+    :param name: of the parameter
+    :return: ``None`` if there is none
+    """
+    found = (inspect.signature(base.__init__).parameters.get(name) for base in made.__mro__)
     return next((parameter for parameter in found if parameter is not None), None)
 
 

@@ -15,7 +15,7 @@ _HEADER = """\
 #   {command}
 # Trial {number}: {value}.
 # Measured after n_timesteps steps; another number of steps, with -n, is another training.
-#   python -m rl_zoo3.train --algo {algo} --env {env} --conf-file {path}
+#   sb3-prune-robust train --algo {algo} --env {env} --conf-file {path}
 """
 
 

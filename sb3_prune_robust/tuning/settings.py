@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from sb3_prune_robust.attacks.registry import ATTACKS, is_fitted_attack, is_know
 from sb3_prune_robust.evaluation.loading import make_single
 from sb3_prune_robust.hyperparams import ALGORITHMS, load  # type: ignore[import-not-found, unused-ignore]
 from sb3_prune_robust.pruning.schedules import SCHEDULES, check_sparsity
+from sb3_prune_robust.tuning.algorithms import register_algorithms
+from sb3_prune_robust.tuning.entries import parameter_of
 from sb3_prune_robust.tuning.space import DEFAULT_SPARSITIES
 
 # Seeds of the evaluation's episodes: far from those of training, below those that attacks are fitted on.
@@ -53,6 +54,7 @@ class TuneSettings:
     conf_file: str | None = None
 
     def __post_init__(self) -> None:
+        register_algorithms()
         self._check_entry()
         self._check_attack()
         self._check_space()
@@ -64,8 +66,9 @@ class TuneSettings:
     @functools.cached_property
     def entry(self) -> dict[str, Any]:
         """The entry to start from, with the timesteps of a trial, and SB3's learning rate where it says none."""
-        rate = inspect.signature(ALGOS[self.algo]).parameters["learning_rate"].default
-        entry = {"learning_rate": rate, **self._entries()[self.env]}
+        rate = parameter_of(ALGOS[self.algo], "learning_rate")
+        assert rate is not None
+        entry = {"learning_rate": rate.default, **self._entries()[self.env]}
         return entry if self.timesteps is None else {**entry, "n_timesteps": self.timesteps}
 
     def identity(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sb3_prune_robust.tuning.entries import Entry, lipschitz_of, pruning_argumen
 
 LIPSCHITZ_FACTORS = (0.05, 5.0)  # from [1, 100] around the policies' default of 20
 LEARNING_RATE_FACTOR = 5.0
+KAPPA_FACTOR = 10.0
 DEFAULT_SPARSITIES = (0.5, 0.95)
 
 
@@ -73,6 +74,18 @@ def suggest_learning_rate(trial: Any, entry: Entry) -> None:
     trial.suggest_float("learning_rate", base / LEARNING_RATE_FACTOR, base * LEARNING_RATE_FACTOR, log=True)
 
 
+def suggest_kappa(trial: Any, entry: Entry) -> None:
+    """
+    The weight of a robust algorithm's term, between a tenth of the entry's and ten times it, log-uniform; none where the entry
+    has none.
+
+    :param trial: an Optuna trial
+    :param entry: the entry
+    """
+    if base := entry.get("kappa"):
+        trial.suggest_float("kappa", base / KAPPA_FACTOR, base * KAPPA_FACTOR, log=True)
+
+
 def split_rate(rate: float | str) -> tuple[str, float]:
     """``("lin", 0.001)`` of ``"lin_0.001"``, ``("", 0.001)`` of ``0.001``."""
     if isinstance(rate, str):
@@ -109,6 +122,8 @@ def baseline(entry: Entry, space: Space) -> dict[str, Any]:
     for name, choices in (("schedule", space.schedules), ("distribution", tuple(DISTRIBUTIONS))):
         if pruning.get(name) in choices:
             params[name] = pruning[name]
+    if entry.get("kappa"):
+        params["kappa"] = float(entry["kappa"])
     return {**params, "learning_rate": split_rate(entry["learning_rate"])[1]}
 
 

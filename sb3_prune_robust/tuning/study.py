@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sb3_prune_robust.tuning.entries import Entry, changed_entry
 from sb3_prune_robust.tuning.output import outcome, time_left
 from sb3_prune_robust.tuning.settings import TuneSettings
-from sb3_prune_robust.tuning.space import baseline, rate_like, space_of, suggest_learning_rate
+from sb3_prune_robust.tuning.space import baseline, rate_like, space_of, suggest_kappa, suggest_learning_rate
 from sb3_prune_robust.tuning.training import N_REPORTS, check_training, run_trial
 from sb3_prune_robust.tuning.workers import is_running, worker
 
@@ -178,6 +178,7 @@ class Tuning:
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         self.space.suggest(trial)
         suggest_learning_rate(trial, self.settings.entry)
+        suggest_kappa(trial, self.settings.entry)
         return trial.params
 
     def entry_of(self, params: dict[str, Any]) -> Entry:

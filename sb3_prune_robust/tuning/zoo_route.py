@@ -13,6 +13,7 @@ from typing import Any
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
+from sb3_prune_robust.tuning.algorithms import register_algorithms
 from sb3_prune_robust.tuning.entries import OURS, PRUNING, as_dict, changed_entry, is_ours, with_lipschitz, with_pruning
 from sb3_prune_robust.tuning.space import space_of
 
@@ -23,13 +24,15 @@ _kept: ContextVar[dict[str, Any] | None] = ContextVar("kept", default=None)
 
 def register() -> None:
     """
-    Make RL Zoo's ``-optimize`` tune ``lipschitz``, ``final_sparsity``, ``schedule`` and ``distribution`` beside its own
-    hyperparameters, keep the ``policy_kwargs`` that it does not sample, and take them up again with ``--trial-id``.
+    Make RL Zoo know this package's algorithms (:func:`~.algorithms.register_algorithms`), and its ``-optimize`` tune
+    ``lipschitz``, ``final_sparsity``, ``schedule`` and ``distribution`` beside its own hyperparameters, keep the
+    ``policy_kwargs`` that it does not sample, and take them up again with ``--trial-id``.
 
     Only runs whose policy has a bound or whose callbacks prune are changed. May be called again.
     """
     if getattr(ExperimentManager.objective, "__wrapped__", None) is not None:
         return
+    register_algorithms()  # whose samplers are wrapped below
     samplers: dict[str, Any] = HYPERPARAMS_SAMPLER
     converters: dict[str, Any] = HYPERPARAMS_CONVERTER
     manager: Any = ExperimentManager

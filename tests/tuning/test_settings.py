@@ -12,7 +12,7 @@ GOOD = dict(algo="ppo", env="CartPole-v1", eps=0.1)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": "ars"}, r"algo 'ars' is unknown; known: a2c, dqn, ppo, sac, td3, tqc, trpo"),
+        ({"algo": "ars"}, r"algo 'ars' is unknown; known: a2c, atla_ppo, certified_ppo, dqn, .*trpo, wocar_ppo"),
         ({"env": "CartPole-v0"}, r"env 'CartPole-v0' has no entry for ppo; those that have: CartPole-v1, Pendulum-v1"),
         ({"algo": "dqn", "env": "Hopper-v5"}, r"env 'Hopper-v5' has no entry for dqn; those that have: CartPole-v1$"),
         ({"attack": "madd"}, r"attack 'madd' is unknown; choose one of random, fgsm, pgd, mad"),

@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[list[int], str]] = {
     "camera_and_state": ([512], r"zeros: actor 80%[\s\S]*attacked in \{'camera': 20, 'state': 0\.5\}: \d"),
     "certify_returns": ([4000, 40], r"Lipschitz and pruned: clean \d+; under every attack of eps 0\.001 at least \d+"),
     "strongest_attack": ([4000, 1500], r"pa-ad-search: \d+, Cost[\s\S]*the agent now sees \[\["),
+    "robust_training": (
+        [4096],
+        r"PPO: \d+ clean, \d+ under \w+ at eps=0\.1\nSA-PPO, pruned: \d+ clean, \d+ under \w+ at eps=0\.1",
+    ),
     "deploy": ([8000], r"90% zeros; .* 64, 64 -> \[\d+, \d+\][\s\S]*as the agent trained: True True"),
     "zoo_run": ([4096], r"ppo\.yml[\s\S]*worst[\s\S]*--load-best[\s\S]*worst"),
 }

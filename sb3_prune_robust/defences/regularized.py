@@ -15,7 +15,7 @@ from sb3_prune_robust.defences.auxiliary import carry, wrapped
 from sb3_prune_robust.defences.base import SCHEDULES, RobustTraining, check_choice, check_number
 from sb3_prune_robust.defences.convex import Chain
 from sb3_prune_robust.defences.smoothness import INNER, action_distance, bound, chain_of, divergence, make_inner
-from sb3_prune_robust.network import UnsupportedNetworkError, kind_of
+from sb3_prune_robust.network import UnsupportedNetworkError, action_network, kind_of
 
 
 class Regularized(RobustTraining):
@@ -167,6 +167,7 @@ class Enclosing:
 def checked_chain(model: Regularized, what: str) -> None:
     """:raises UnsupportedNetworkError: if the policy has no bounds, saying what needs them"""
     try:
+        action_network(model.policy)  # refuses gSDE and MultiBinary actions, too
         chain_of(model.policy)
     except UnsupportedNetworkError as error:
         raise UnsupportedNetworkError(

@@ -9,7 +9,6 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 
 from sb3_prune_robust.defences.base import check_number
 from sb3_prune_robust.defences.regularized import Enclosing, Regularized, StateAdversarial, checked_chain
-from sb3_prune_robust.network import UnsupportedNetworkError
 
 
 class SAPPO(StateAdversarial, PPO):
@@ -63,8 +62,6 @@ class CertifiedPPO(Regularized, PPO):
 
     def _check_policy(self) -> None:
         checked_chain(self, "its term")
-        if getattr(self.policy, "use_sde", False):
-            raise UnsupportedNetworkError("CertifiedPPO does not cover gSDE: its covariance depends on the state")
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_enclosing"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -18,14 +20,18 @@ from sb3_prune_robust.layers import WeightMasks, weight_masks
 from sb3_prune_robust.pruning.best import BestModels
 from sb3_prune_robust.pruning.distributions import check_distribution
 from sb3_prune_robust.pruning.prune import Layers, check_patterns, check_targets, prune_layers, sparsity, target_layers
+from sb3_prune_robust.pruning.registry import make_score
 from sb3_prune_robust.pruning.schedules import Schedule, make_schedule
-from sb3_prune_robust.pruning.scores import Score, make_score
+from sb3_prune_robust.pruning.scores import Score
 
 Probe = Callable[[Any], Any]
 
 # Off-policy algorithms start a rollout as often as every step of the environment: pruned is what makes this share of the
 # final sparsity, or the rest of it when the schedule has ended.
 SMALLEST_PRUNE = 0.005
+
+# Scores that look at states are given at least so many of the latest, if there have been as many.
+LATEST_STATES = 2048
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,10 @@ class PruningCallback(BaseCallback):
     :param schedule: ``"one_shot"``, ``"polynomial"`` (cubic, Zhu & Gupta 2017), ``"linear"``, ``"periodic"``,
         ``"constant"`` or ``"micro"``
     :param scores: ``"magnitude"``, ``"random"``, ``"saliency"`` (``|w g|``), ``"movement"``, ``"unit"`` (whole units, for
-        networks that are made smaller afterwards), or a :class:`Score`. One that
-        needs gradients prunes only once it has seen some
+        networks that are made smaller afterwards), ``"divergence"``, ``"path"``, ``"radius"`` (by what a weight does for the
+        policy at the latest states, against what it adds to a bound on attacks:
+        :mod:`~sb3_prune_robust.pruning.robust_scores`), or a :class:`Score`. One that needs gradients or states prunes only
+        once it has seen some
     :param distribution: how the sparsity is shared over the layers of a target: ``"uniform"``, ``"erk"`` or ``"global"``
     :param start: progress at which pruning starts, in [0, 1)
     :param end: progress at which it is complete, in (start, 1]
@@ -128,12 +136,14 @@ class PruningCallback(BaseCallback):
             )
         self._layers: dict[str, Layers] = {t: target_layers(policy, t, self.patterns) for t in self.schedules}
         self._sizes = {target: sum(weight.numel() for weight in layers.values()) for target, layers in self._layers.items()}
+        self.score.check(policy, [name for layers in self._layers.values() for name in layers])
         self._masks: WeightMasks = weight_masks(policy)
         self._masks.rearm()  # a policy that is not ours was pruned before and loaded since
         self._logged = -1
         if self.model is not self._known_model:  # what was seen of another model says nothing of this one
             self._known_model, self.n_mask_updates = self.model, 0
             self._observed: set[str] = set()
+            self._states: deque[Any] = deque(maxlen=-(-LATEST_STATES // self.model.n_envs))
             self.events.clear()
             self.score.reset(self.model.seed or 0)
 
@@ -203,6 +213,8 @@ class PruningCallback(BaseCallback):
         return float(epochs * math.ceil(n_samples / getattr(model, "batch_size", n_samples)))
 
     def _on_step(self) -> bool:
+        if self.score.needs_states:
+            self._states.append(np.array(self.model._last_obs))  # as the policy received it
         return self._best_models.evaluate(self.model)
 
     def _on_training_end(self) -> None:
@@ -241,6 +253,7 @@ class PruningCallback(BaseCallback):
         if not due:
             return
         before = self._look()
+        self.score.prepare(self.model.policy, np.concatenate(self._states) if self._states else None)
         for target in due:
             prune_layers(self._masks, self._layers[target], self.schedules[target](progress), self.score, self.distribution)
         self.n_mask_updates += 1
@@ -251,7 +264,7 @@ class PruningCallback(BaseCallback):
             self._best_models.forget()
 
     def _is_due(self, target: str, progress: float, smallest: float = 0.0) -> bool:
-        if self.score.needs_gradient and target not in self._observed:
+        if (self.score.needs_gradient and target not in self._observed) or (self.score.needs_states and not self._states):
             return False
         schedule, size = self.schedules[target], self._sizes[target]
         asked, pruned = schedule(progress) * size, self._masks.n_pruned(self._layers[target])

@@ -11,8 +11,9 @@ import torch as th
 from sb3_prune_robust.anatomy import Anatomy, anatomy
 from sb3_prune_robust.layers import WeightMasks, weight_masks
 from sb3_prune_robust.pruning.distributions import DISTRIBUTIONS, check_distribution, share
+from sb3_prune_robust.pruning.registry import make_score
 from sb3_prune_robust.pruning.schedules import check_sparsity
-from sb3_prune_robust.pruning.scores import Score, make_score
+from sb3_prune_robust.pruning.scores import Score
 
 TARGETS = ("actor", "critic")
 
@@ -87,6 +88,7 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
         raise ValueError(
             f"sparsity={sparsity} leaves {len(layers)} layers of {sum(sizes.values())} weights fewer than one weight each"
         )
+    score.look()
     scores = {name: _scores(masks, name, weight, score) for name, weight in layers.items()}
     if DISTRIBUTIONS[distribution] is None:
         masks.prune(_lowest_together(scores, n_pruned - masks.n_pruned(layers)))
@@ -131,6 +133,7 @@ def prune_policy(
     distribution: str = "erk",
     targets: Sequence[str] = ("actor",),
     layers: Sequence[str] | None = None,
+    observations: Any = None,
 ) -> None:
     """
     Prune a policy in place, once: what an audit does to copies of an agent trained without this package.
@@ -144,7 +147,10 @@ def prune_policy(
     :param distribution: as :class:`PruningCallback`
     :param targets: as :class:`PruningCallback`
     :param layers: as :class:`PruningCallback`
-    :raises ValueError: for a sparsity outside [0, 1) or an unknown name
+    :param observations: states that the policy visits, as it receives them, shape ``(n, *obs_shape)``; for scores that look at
+        states, which then prune in :attr:`~Score.rounds`
+    :raises ValueError: for a sparsity outside [0, 1), an unknown name, or a score that lacks states or does
+        not cover the layers
     :raises TypeError: for a policy whose layers are not known
     """
     check_sparsity(sparsity)
@@ -153,8 +159,13 @@ def prune_policy(
     score = make_score(scores)
     chosen_layers = [target_layers(policy, target, layers) for target in check_targets(targets)]
     masks = weight_masks(policy)
+    score.check(policy, [name for chosen in chosen_layers for name in chosen])
+    score.prepare(policy, observations)
     for chosen in chosen_layers:
-        prune_layers(masks, chosen, sparsity, score, distribution)
+        present = masks.n_pruned(chosen) / sum(weight.numel() for weight in chosen.values())
+        for done in range(1, score.rounds + 1):
+            goal = sparsity if done == score.rounds else present + (sparsity - present) * done / score.rounds
+            prune_layers(masks, chosen, goal, score, distribution)
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:

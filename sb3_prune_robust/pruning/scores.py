@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
 import torch as th
 
 
 class Score(ABC):
     """
-    Ranks the weights of a layer. A score that learns from gradients sets ``needs_gradient`` and fills ``observe``.
+    Ranks the weights of a layer. A score that learns from gradients sets ``needs_gradient`` and fills ``observe``; one that
+    looks at what the policy does at states sets ``needs_states`` and fills ``prepare`` and ``look``.
     """
 
     needs_gradient = False
+    needs_states = False
+    rounds = 1  # in so many equal prunes does `prune_policy` reach its sparsity
 
     @abstractmethod
     def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
@@ -24,6 +29,27 @@ class Score(ABC):
 
     def observe(self, name: str, weight: th.Tensor) -> None:  # noqa: B027 (most scores need none)
         """Called before each optimiser step, with the gradient in ``weight.grad``."""
+
+    def check(self, policy: Any, names: Iterable[str]) -> None:  # noqa: B027
+        """
+        Called before a policy is pruned for the first time.
+
+        :param policy: the policy
+        :param names: of the layers that will be ranked
+        :raises ValueError: if the score does not cover them
+        """
+
+    def prepare(self, policy: Any, observations: Any) -> None:  # noqa: B027
+        """
+        Called before the policy is pruned to its next sparsity, in one prune or in :attr:`rounds`.
+
+        :param policy: the policy
+        :param observations: states, as the policy receives them, shape ``(n, *obs_shape)``; in training the latest; ``None``
+            where there are none
+        """
+
+    def look(self) -> None:  # noqa: B027
+        """Called before each prune: the weights may have changed."""
 
     def reset(self, seed: int) -> None:  # noqa: B027
         """
@@ -130,25 +156,3 @@ class MovementScore(_GradientScore):
 
     def __call__(self, name: str, weight: th.Tensor) -> th.Tensor:
         return self._seen(name)
-
-
-SCORES: dict[str, type[Score]] = {
-    "magnitude": MagnitudeScore,
-    "random": RandomScore,
-    "unit": UnitScore,
-    "saliency": SaliencyScore,
-    "movement": MovementScore,
-}
-
-
-def make_score(scores: str | Score) -> Score:
-    """
-    :param scores: a name of :data:`SCORES`, or a score
-    :return: the score
-    :raises ValueError: for an unknown name
-    """
-    if isinstance(scores, Score):
-        return scores
-    if not isinstance(scores, str) or scores not in SCORES:
-        raise ValueError(f"scores={scores!r} is unknown; known: {', '.join(SCORES)}, or a Score object")
-    return SCORES[scores]()

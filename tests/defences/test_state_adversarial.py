@@ -204,8 +204,8 @@ def test_policies_without_bounds_are_refused_where_bounds_are_needed():
     for algorithm in (SAPPO, CertifiedPPO):
         with pytest.raises(UnsupportedNetworkError, match=r"bounds of the policy's network"):
             algorithm("CnnPolicy", images, n_steps=16)
-    with pytest.raises(UnsupportedNetworkError, match=r"gSDE"):
-        CertifiedPPO("MlpPolicy", make_vec_env("Pendulum-v1"), use_sde=True)
+        with pytest.raises(UnsupportedNetworkError, match=r"gSDE"):
+            algorithm("MlpPolicy", make_vec_env("Pendulum-v1"), use_sde=True)
 
 
 def test_images_by_pgd():

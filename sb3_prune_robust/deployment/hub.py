@@ -23,6 +23,9 @@ from sb3_prune_robust.pruning import sparsity
 SCHEMA_VERSION = 2  # of the reports read here, docs/report_schema.md
 Record = Mapping[str, Any]
 
+# RL Zoo knows this package's algorithms once this module was imported.
+_LOADER = "-c \"import runpy, sb3_prune_robust.zoo; runpy.run_module('rl_zoo3.load_from_hub', run_name='__main__')\""
+
 PICKLE_WARNING = (
     "**Loading a model runs code from its file.** SB3's `.zip` and `vec_normalize.pkl` hold pickled Python objects: whoever "
     "made them can run code on your machine when you load them. Load files only from people whom you trust."
@@ -259,8 +262,8 @@ def metadata(algorithm: str, env: str, results: Record) -> dict[str, Any]:
 def _card(algo: str, env: str, model: Any, results: Record, report: str | Path | None) -> str:
     algorithm = type(model).__name__
     head = yaml.safe_dump(metadata(algorithm, env, results), sort_keys=False)
-    ours = type(model.policy).__module__.startswith("sb3_prune_robust.")
-    needs = "rl_zoo3 sb3-prune-robust" if ours else "rl_zoo3"
+    ours, unknown = (type(one).__module__.startswith("sb3_prune_robust.") for one in (model.policy, model))
+    needs = "rl_zoo3 sb3-prune-robust" if ours or unknown else "rl_zoo3"
     sections = [
         f"# {algorithm} on {env}",
         f"Mean return {results['mean_reward']:.2f}, standard deviation {results['std_reward']:.2f}, of "
@@ -268,8 +271,9 @@ def _card(algo: str, env: str, model: Any, results: Record, report: str | Path |
         card_section(report, model).rstrip(),
         "## Usage",
         f"```\npip install {needs}\n"
-        f"TRUST_REMOTE_CODE=True python -m rl_zoo3.load_from_hub --algo {algo} --env {env} -orga ORGANISATION -f logs/\n"
-        f"python -m rl_zoo3.enjoy --algo {algo} --env {env} -f logs/\n```",
+        f"TRUST_REMOTE_CODE=True python {_LOADER if unknown else '-m rl_zoo3.load_from_hub'} "
+        f"--algo {algo} --env {env} -orga ORGANISATION -f logs/\n"
+        f"{'sb3-prune-robust enjoy' if unknown else 'python -m rl_zoo3.enjoy'} --algo {algo} --env {env} -f logs/\n```",
         PICKLE_WARNING,
     ]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"

@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import ModelCard
 from stable_baselines3 import PPO
 
+from sb3_prune_robust.defences import SAPPO
 from sb3_prune_robust.deployment import card_section, hub, save_for_hub
 from sb3_prune_robust.pruning import prune_policy
 
@@ -193,3 +194,15 @@ def test_arguments_of_the_environment_are_those_of_the_run(typed: Any, of_entry:
     entry = OrderedDict(n_envs=1) if of_entry is None else OrderedDict(env_kwargs=of_entry)
     (tmp_path / "config.yml").write_text(yaml.dump(entry))
     assert hub._env_kwargs(tmp_path) == expected
+
+
+def test_usage_of_an_algorithm_that_the_zoo_does_not_know() -> None:
+    """What the card says to type finds it: the zoo's own loader would refuse the name."""
+    results = dict(mean_reward=1.0, std_reward=0.0, n_eval_episodes=2, is_deterministic=True, eval_datetime="now")
+    card = hub._card("sappo", ENV, SAPPO("MlpPolicy", ENV, n_steps=16, batch_size=16), results, None)
+    assert (
+        f"sb3-prune-robust enjoy --algo sappo --env {ENV} -f logs/" in card and "pip install rl_zoo3 sb3-prune-robust" in card
+    )
+    (code,) = re.findall(r'^TRUST_REMOTE_CODE=True python -c "(.*)" --algo sappo', card, re.MULTILINE)
+    help_text = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "sappo" in help_text

@@ -61,12 +61,17 @@ class AlternatingTraining(RobustTraining, OnPolicyAlgorithm):
     attack_class: ClassVar[type[LearnedAttack]]
 
     def __init__(self, *args: Any, adversary_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if not isinstance(adversary_kwargs, Mapping | None):
+            raise TypeError(f"adversary_kwargs must be a dict of PPO's arguments, got {adversary_kwargs!r}")
         self.adversary_kwargs = dict(adversary_kwargs or {})
         reserved = [name for name in RESERVED if name in self.adversary_kwargs]
         if reserved:
             raise ValueError(
                 f"adversary_kwargs must be arguments of PPO other than {', '.join(RESERVED)}; got {reserved[0]!r}"
             )
+        strings = [name for name, value in self.adversary_kwargs.items() if isinstance(value, str)]
+        if strings:  # RL Zoo reads schedules such as "lin_3e-4" among the algorithm's own arguments only
+            raise ValueError(f"adversary_kwargs: {strings[0]} must be no string, got {self.adversary_kwargs[strings[0]]!r}")
         self.adversary_timesteps = 0
         self._adversary_rng: np.random.Generator | None = None
         self._adversary_rewards = RunningMeanStd(shape=())
@@ -81,6 +86,7 @@ class AlternatingTraining(RobustTraining, OnPolicyAlgorithm):
         if self._adversary_rng is None:  # after load it goes on where it was
             self._adversary_rng = np.random.default_rng(self.seed)
             self._observed = RunningMeanStd(shape=(int(np.prod(space.shape)),))
+            self._adversary_seed = self._draw()
         self.adversary = self._new_adversary()
 
     def _new_adversary(self) -> PPO:
@@ -91,7 +97,7 @@ class AlternatingTraining(RobustTraining, OnPolicyAlgorithm):
         usual = dict(n_steps=self.n_steps, batch_size=max(2, size // MINIBATCHES), learning_rate=LEARNING_RATE)
         settings: dict[str, Any] = {**usual, "max_grad_norm": np.inf, **self.adversary_kwargs}
         no_env: Any = None
-        adversary = PPO("MlpPolicy", no_env, seed=self._draw(), device="cpu", _init_setup_model=False, **settings)
+        adversary = PPO("MlpPolicy", no_env, seed=self._adversary_seed, device="cpu", _init_setup_model=False, **settings)
         adversary.observation_space = AdversaryVecEnv.observed(int(np.prod(self.observation_space.shape or ())))
         adversary.action_space, adversary.n_envs = attack._action_space(self.policy), self.n_envs
         with own_random_numbers():
@@ -169,8 +175,10 @@ class AlternatingTraining(RobustTraining, OnPolicyAlgorithm):
         assert self._last_obs is not None
         adversary._last_obs = env.take_over(self._last_obs)
         adversary._last_episode_starts = self._last_episode_starts
-        adversary.collect_rollouts(scaled, callback, adversary.rollout_buffer, adversary.n_steps)
-        self._last_obs, self._last_episode_starts = env.true, adversary._last_episode_starts
+        try:
+            adversary.collect_rollouts(scaled, callback, adversary.rollout_buffer, adversary.n_steps)
+        finally:  # where the environments are, after an interruption too
+            self._last_obs, self._last_episode_starts = env.true, adversary._last_episode_starts
 
 
 class ATLAPPO(AlternatingTraining, PPO):

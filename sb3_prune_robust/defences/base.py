@@ -34,16 +34,22 @@ class RobustTraining(BaseAlgorithm):
         eps_end: float = 0.75,
         **kwargs: Any,
     ) -> None:
-        check_eps(eps)
-        check_choice("norm", norm, ("linf", "l2"))
-        check_choice("eps_schedule", eps_schedule, SCHEDULES)
-        check_number("eps_end", eps_end, lambda value: 0 < value <= 1, "in (0, 1], a share of training")
         self.eps, self.norm, self.eps_schedule, self.eps_end = eps, norm, eps_schedule, eps_end
         super().__init__(*args, **kwargs)
 
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()  # type: ignore[safe-super]  # of the algorithm that this is mixed into
+
+    def _check_arguments(self) -> None:
+        """Not in the constructor: ``load`` sets arguments, its own keyword arguments too, past it."""
+        check_eps(self.eps)
+        check_choice("norm", self.norm, ("linf", "l2"))
+        check_choice("eps_schedule", self.eps_schedule, SCHEDULES)
+        check_number("eps_end", self.eps_end, lambda value: 0 < value <= 1, "in (0, 1], a share of training")
+
     if TYPE_CHECKING:  # of the algorithm that this is mixed into
 
-        def _setup_model(self) -> None: ...
         def train(self, *args: Any, **kwargs: Any) -> None: ...
 
     @property
@@ -54,7 +60,12 @@ class RobustTraining(BaseAlgorithm):
 
     @property
     def share_due(self) -> float:
-        """The ramp of linear schedules: from 0 at the start of training to 1 at ``eps_end``."""
+        """
+        The ramp of linear schedules: from 0 at the start of training to 1 at ``eps_end``.
+
+        Training is all that ``learn`` was asked for so far: a second ``learn(n, reset_num_timesteps=False)`` makes it longer,
+        so that the share falls back to where it then is, and rises again; one that resets starts at 0.
+        """
         return min(1.0, self.num_timesteps / max(self._total_timesteps, 1) / self.eps_end)
 
     @property

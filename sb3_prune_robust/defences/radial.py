@@ -51,9 +51,12 @@ class RADIALPPO(RobustTraining, PPO):
     """
 
     def __init__(self, *args: Any, weight: float = 0.5, **kwargs: Any) -> None:
-        check_number("weight", weight, lambda value: 0 <= value <= 1, "in [0, 1], a share of the surrogate")
         self.weight = weight
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("weight", self.weight, lambda value: 0 <= value <= 1, "in [0, 1], a share of the surrogate")
 
     def _setup_model(self) -> None:
         super()._setup_model()

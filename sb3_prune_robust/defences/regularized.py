@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from torch import nn
 
 from sb3_prune_robust.attacks import Attack
 from sb3_prune_robust.bounds import Ball
@@ -15,7 +16,7 @@ from sb3_prune_robust.defences.auxiliary import carry, wrapped
 from sb3_prune_robust.defences.base import SCHEDULES, RobustTraining, check_choice, check_number
 from sb3_prune_robust.defences.convex import Chain
 from sb3_prune_robust.defences.smoothness import INNER, action_distance, bound, chain_of, divergence, make_inner
-from sb3_prune_robust.network import UnsupportedNetworkError, action_network, kind_of
+from sb3_prune_robust.network import UnsupportedNetworkError, action_network, choices, kind_of
 
 
 class Regularized(RobustTraining):
@@ -30,10 +31,13 @@ class Regularized(RobustTraining):
     """
 
     def __init__(self, *args: Any, kappa: float = 0.2, kappa_schedule: str = "constant", **kwargs: Any) -> None:
-        check_number("kappa", kappa, lambda value: value >= 0, "a finite number >= 0")
-        check_choice("kappa_schedule", kappa_schedule, SCHEDULES)
         self.kappa, self.kappa_schedule = kappa, kappa_schedule
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("kappa", self.kappa, lambda value: value >= 0, "a finite number >= 0")
+        check_choice("kappa_schedule", self.kappa_schedule, SCHEDULES)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -42,6 +46,12 @@ class Regularized(RobustTraining):
         Ball.create(self.eps, self.norm, self.observation_space.shape)  # refuses another shape
         if not hasattr(self, "_defence_rng"):  # after load it goes on where it was
             self._defence_rng = np.random.default_rng(self.seed)
+        if max(choices(self.policy), default=2) == 1:
+            raise ValueError(f"{type(self).__name__} has nothing to defend: action space {self.action_space} is of one choice")
+        if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in self.policy.modules()):
+            raise UnsupportedNetworkError(
+                f"{type(self).__name__} does not cover dropout: its noise would pass for an attack's"
+            )
         self._check_policy()
 
     @abstractmethod
@@ -104,15 +114,20 @@ class StateAdversarial(Regularized):
     margin = 1.0
 
     def __init__(self, *args: Any, inner: str = "convex", steps: int = 10, **kwargs: Any) -> None:
-        check_choice("inner", inner, INNER)
-        check_number("steps", steps, lambda value: value >= 1 and value == int(value), "a whole number >= 1")
         self.inner, self.steps = inner, steps
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_choice("inner", self.inner, INNER)
+        check_number("steps", self.steps, lambda value: value >= 1 and value == int(value), "a whole number >= 1")
 
     def _check_policy(self) -> None:
         kind_of(self.policy)
         if self.inner == "convex":
             checked_chain(self, "inner='convex'; use inner='pgd'")
+        else:
+            check_attackable(self.observation_space, self.eps, self.inner)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_attack", "_enclosing"]
@@ -123,7 +138,7 @@ class StateAdversarial(Regularized):
             self._enclosing = Enclosing.of(self)
         else:
             seed = int(self._defence_rng.integers(2**31))
-            self._attack = make_inner(self.inner, self.eps_now, self.norm, self.steps, seed)
+            self._attack = make_inner(self.policy, self.inner, self.eps_now, self.norm, int(self.steps), seed)
 
     def _term(self, observations: th.Tensor) -> th.Tensor:
         if self._attack is None:
@@ -162,6 +177,14 @@ class Enclosing:
         found = action_distance(policy, self.chain, flat, self.eps, self.norm, self.linear)
         gaussian = hasattr(policy, "log_std")
         return th.linalg.vector_norm(found, dim=1) if gaussian else found.sum(dim=1)
+
+
+def check_attackable(space: spaces.Space[Any], eps: Any, inner: str) -> None:
+    """:raises ValueError: for observations that attacks do not cover, and images that ``eps`` cannot change"""
+    if space.dtype == np.uint8 and 0 < np.max(eps) < 1:
+        raise ValueError(f"eps={eps!r} changes no image by inner={inner!r}, which moves whole pixel values: give at least 1")
+    if space.dtype not in (np.uint8, np.float32, np.float64):
+        raise ValueError(f"inner={inner!r} attacks observations of floats or uint8, got {space}; use inner='convex'")
 
 
 def checked_chain(model: Regularized, what: str) -> None:

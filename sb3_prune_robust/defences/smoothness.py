@@ -17,18 +17,20 @@ from typing import Any
 
 import torch as th
 
-from sb3_prune_robust.attacks import MAD, SGLDMAD, Attack
+from sb3_prune_robust.attacks import MAD, PGD, SGLDMAD, Attack
 from sb3_prune_robust.defences.convex import Chain
 from sb3_prune_robust.network import action_modules, choices, distributions, is_greedy, kind_of, outputs
 
 INNER = ("pgd", "sgld", "convex")
 
 
-def make_inner(inner: str, eps: Any, norm: str, steps: int, seed: int) -> Attack:
+def make_inner(policy: Any, inner: str, eps: Any, norm: str, steps: int, seed: int) -> Attack:
     """
     The attack that looks for the worst observation of the ball.
 
+    :param policy: the policy that will be attacked
     :param inner: ``"pgd"``, one search with steps that fall towards 0, the best point kept; ``"sgld"``, the references' form
+        (of SAC and TD3 in units of the action space)
     :param eps: radius
     :param norm: ``"linf"`` or ``"l2"``
     :param steps: gradient steps
@@ -36,6 +38,8 @@ def make_inner(inner: str, eps: Any, norm: str, steps: int, seed: int) -> Attack
     """
     if inner == "sgld":
         return SGLDMAD(eps, norm, seed=seed, steps=steps)
+    if kind_of(policy) in ("squashed", "actor"):  # MAD would weigh actions by the widths of their ranges
+        return PGD(eps, norm, seed=seed, steps=steps, restarts=1, objective=divergence)
     return MAD(eps, norm, seed=seed, steps=steps, restarts=1)
 
 

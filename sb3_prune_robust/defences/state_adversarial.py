@@ -43,9 +43,12 @@ class SADQN(StateAdversarial, DQN):
     """
 
     def __init__(self, *args: Any, margin: float = 1.0, **kwargs: Any) -> None:
-        check_number("margin", margin, lambda value: value >= 0, "a finite number >= 0, in units of Q")
         self.margin = margin
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("margin", self.margin, lambda value: value >= 0, "a finite number >= 0, in units of Q")
 
 
 class CertifiedPPO(Regularized, PPO):

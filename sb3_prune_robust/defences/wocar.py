@@ -198,10 +198,13 @@ class WocaRPPO(StateAdversarial, PPO):
     worst_case_q: WorstCaseQ
 
     def __init__(self, *args: Any, weight: float = 0.8, worst_case_lr: float = 4e-4, **kwargs: Any) -> None:
-        check_number("weight", weight, lambda value: value >= 0, "a finite number >= 0")
-        check_number("worst_case_lr", worst_case_lr, lambda value: value > 0, "a finite number > 0")
         self.weight, self.worst_case_lr = weight, worst_case_lr
         super().__init__(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("weight", self.weight, lambda value: value >= 0, "a finite number >= 0")
+        check_number("worst_case_lr", self.worst_case_lr, lambda value: value > 0, "a finite number > 0")
 
     def _setup_model(self) -> None:
         super()._setup_model()

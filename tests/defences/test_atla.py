@@ -245,7 +245,7 @@ def test_save_load_continue(kind: Any, policy: Any, actions: Any, tmp_path: Path
     for name in ("mean", "var", "count"):
         for attribute in ("_adversary_rewards", "_observed"):
             assert np.all(getattr(getattr(loaded, attribute), name) == getattr(getattr(model, attribute), name))
-    assert loaded._adversary_rng.bit_generator.state != np.random.default_rng(0).bit_generator.state
+    assert loaded._adversary_rng.bit_generator.state == model._adversary_rng.bit_generator.state  # it goes on where it was
     assert loaded.adversary_timesteps == 2 * ENVS * STEPS and loaded.adversary.n_epochs == 2
     loaded.learn(ENVS * STEPS, reset_num_timesteps=False)
     assert loaded.adversary_timesteps == loaded.num_timesteps == 3 * ENVS * STEPS
@@ -337,7 +337,7 @@ class Other(Counter):
     ],
 )
 def test_other_observations_are_refused(kind: Any, policy: str, space: Any) -> None:
-    with pytest.raises(Exception, match=r"observations"):
+    with pytest.raises(Exception, match=r"observations|changes no image"):
         make(kind, DummyVecEnv([lambda: Other(space)]), policy, **({"inner": "pgd"} if kind is PAATLAPPO else {}))
 
 

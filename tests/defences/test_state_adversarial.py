@@ -8,13 +8,15 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
 
 from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback, certify, sparsity
 from sb3_prune_robust.attacks import MAD
 from sb3_prune_robust.defences import SADQN, SAPPO, SASAC, SATD3, CertifiedPPO
 from sb3_prune_robust.defences import regularized as regularized_module
-from sb3_prune_robust.defences.smoothness import divergence
+from sb3_prune_robust.defences.smoothness import divergence, make_inner
 from sb3_prune_robust.evaluation import rollout
 from sb3_prune_robust.network import UnsupportedNetworkError
 
@@ -167,7 +169,7 @@ def test_inner_reaches_its_steps(learned, monkeypatch):
 
     monkeypatch.setattr(regularized_module, "make_inner", watched)
     learned(SAPPO, eps=0.1, inner="sgld", steps=3)
-    kinds, radii, norms, steps, seeds = zip(*made, strict=True)
+    _, kinds, radii, norms, steps, seeds = zip(*made, strict=True)
     assert set(kinds) == {"sgld"} and set(steps) == {3} and set(norms) == {"linf"} and len(set(seeds)) == len(seeds)
     assert [float(radius) for radius in radii] == pytest.approx([0.1 * min(1.0, d / 0.75) for d in (0.5, 1.0)])
 
@@ -242,3 +244,58 @@ def test_a_robust_agent_stands_attack_longer_than_ppo():
         assert clean == 1000.0
         returns[algorithm] = attacked
     assert returns[SAPPO] > 5 * returns[PPO]
+
+
+def test_arguments_given_to_load_are_checked(learned, tmp_path):
+    learned(SAPPO, eps=0.1).save(tmp_path / "model.zip")
+    for wrong, message in ((dict(inner="convx"), r"inner must be one of"), (dict(kappa=-1.0), r"kappa must be")):
+        with pytest.raises(ValueError, match=message):
+            SAPPO.load(tmp_path / "model.zip", **wrong)
+    assert SAPPO.load(tmp_path / "model.zip", kappa=0.5).kappa == 0.5
+
+
+def test_a_radius_that_changes_no_image_is_refused():
+    """Attacks move whole pixel values: below 1 they would move nothing, and the term would be 0 for ever."""
+    images = DummyVecEnv([lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True)])
+    with pytest.raises(ValueError, match=r"eps=0\.05 changes no image by inner='pgd'.*give at least 1"):
+        SAPPO("CnnPolicy", images, n_steps=16, inner="pgd")
+
+
+def test_one_choice_and_dropout_are_refused():
+    venv = make_vec_env("CartPole-v1")
+    venv.action_space = spaces.Discrete(1)
+    with pytest.raises(ValueError, match=r"SAPPO has nothing to defend: action space Discrete\(1\)"):
+        SAPPO("MlpPolicy", venv)
+
+    class Dropping(FlattenExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.dropout = nn.Dropout(0.1)
+
+    with pytest.raises(UnsupportedNetworkError, match=r"does not cover dropout"):
+        SAPPO("MlpPolicy", "CartPole-v1", inner="pgd", policy_kwargs=dict(features_extractor_class=Dropping))
+
+
+def test_continued_training_falls_back_on_the_ramp(learned):
+    model = learned(SAPPO, eps=0.1)
+    assert float(model.eps_now) == pytest.approx(0.1)
+    radii = []
+    model.learn(512, reset_num_timesteps=False, callback=lambda *_: radii.append(float(model.eps_now)) or True)
+    assert radii[0] == pytest.approx(0.1 * (258 / 768) / 0.75, rel=1e-6) and radii[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("algorithm", [SASAC, SATD3])
+def test_the_search_is_for_what_the_term_measures(algorithm):
+    """Ranges of very different width: in units of the action space the widest alone would be searched along."""
+    policies = {}
+    for width in (1.0, 1000.0):
+        venv = make_vec_env("Pendulum-v1")
+        venv.action_space = spaces.Box(np.array([-width, -1 / width], np.float32), np.array([width, 1 / width], np.float32))
+        policies[width] = algorithm("MlpPolicy", venv, seed=0, device="cpu", policy_kwargs=dict(net_arch=[32, 32])).policy
+    observations = th.as_tensor(np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32))
+    terms = []
+    for policy in policies.values():
+        policy.set_training_mode(False)
+        attacked = make_inner(policy, "pgd", 0.3, "linf", 10, 0)(policy, observations)
+        terms.append(divergence(policy, observations, attacked).mean().item())
+    assert terms[0] == pytest.approx(terms[1], rel=1e-4) and terms[0] > 1e-6

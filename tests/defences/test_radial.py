@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -13,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from walk import Walk
 
 from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback
 from sb3_prune_robust.defences.convex import Chain
@@ -28,30 +28,10 @@ ACTIONS: dict[str, spaces.Space[Any]] = {
 HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
 
-class Walk(gym.Env[Any, Any]):
-    """Observations at random, a reward for acting along with them, episodes of 20 steps at most."""
-
-    def __init__(self, actions: str = "gaussian") -> None:
-        self.observation_space, self.action_space = spaces.Box(-3.0, 3.0, (3,)), ACTIONS[actions]
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.left = 20
-        return self._observe(), {}
-
-    def step(self, action: Any) -> Any:
-        reward, self.left = float(self.seen[0] * np.ravel(action)[0]), self.left - 1
-        return self._observe(), reward, bool(self.np_random.random() < 0.05), self.left == 0, {}
-
-    def _observe(self) -> Any:
-        self.seen = self.np_random.uniform(-1, 1, 3).astype(np.float32)
-        return self.seen
-
-
 def make(cls: type[PPO] = RADIALPPO, actions: str = "gaussian", **settings: Any) -> Any:
     ours = dict(eps=0.1, eps_schedule="constant") if issubclass(cls, RADIALPPO) else {}
     defaults: dict[str, Any] = dict(policy="MlpPolicy", n_steps=64, batch_size=32, n_epochs=2, seed=3, device="cpu")
-    return cls(env=settings.pop("env", None) or Walk(actions), **{**defaults, **ours, **settings})
+    return cls(env=settings.pop("env", None) or Walk(ACTIONS[actions]), **{**defaults, **ours, **settings})
 
 
 def state(model: Any) -> dict[str, th.Tensor]:
@@ -279,7 +259,7 @@ def test_the_ball_grows_with_a_linear_schedule():
 def test_save_load_continue(tmp_path):
     model = make(weight=0.3, eps=[0.1, 0.0, 0.2], norm="l2").learn(64)
     model.save(tmp_path / "model")
-    one, other, gone = (RADIALPPO.load(tmp_path / "model", env=Walk(), device="cpu") for _ in range(3))
+    one, other, gone = (RADIALPPO.load(tmp_path / "model", env=Walk(ACTIONS["gaussian"]), device="cpu") for _ in range(3))
     assert (one.weight, one.eps, one.norm) == (0.3, [0.1, 0.0, 0.2], "l2")
     assert equal(state(model), state(one)) and not {"_update", "_minibatch"} & vars(one).keys()
     gone.weight = 0.0
@@ -288,7 +268,7 @@ def test_save_load_continue(tmp_path):
         continued.learn(64, reset_num_timesteps=False)
     assert equal(state(one), state(other)) and not equal(state(one), state(model))
     assert not equal(state(one), state(gone))  # the term takes part after loading, too
-    plain = PPO("MlpPolicy", Walk(), device="cpu")
+    plain = PPO("MlpPolicy", Walk(ACTIONS["gaussian"]), device="cpu")
     plain.policy.load_state_dict(one.policy.state_dict())  # its policy is that of PPO
     observation = np.full(3, 0.3, np.float32)
     assert (plain.predict(observation, deterministic=True)[0] == one.predict(observation, deterministic=True)[0]).all()
@@ -303,7 +283,9 @@ def test_zeros_stay_with_pruning_and_a_lipschitz_policy(tmp_path):
     model.learn(64, reset_num_timesteps=False)
     assert th.equal(weight == 0, zeros)
     model.save(tmp_path / "model")
-    loaded = RADIALPPO.load(tmp_path / "model", env=Walk(), device="cpu").learn(64, reset_num_timesteps=False)
+    loaded = RADIALPPO.load(tmp_path / "model", env=Walk(ACTIONS["gaussian"]), device="cpu").learn(
+        64, reset_num_timesteps=False
+    )
     assert th.equal(loaded.policy.mlp_extractor.policy_net[2].weight == 0, zeros)
     norms = [th.linalg.matrix_norm(one.weight, 2).item() for one in loaded.policy.modules() if one in _mean_layers(loaded)]
     assert math.prod(norms) <= 2.0 * 1.01
@@ -347,7 +329,7 @@ def test_policies_without_bounds_are_refused(settings, message):
 
 
 def test_other_spaces_are_refused():
-    walk = Walk()
+    walk = Walk(ACTIONS["gaussian"])
     walk.action_space = spaces.MultiBinary(2)
     with pytest.raises(UnsupportedNetworkError, match=r"BernoulliDistribution"):
         make(env=walk)

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
+from walk import BOX, Walk
 
 from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback
 from sb3_prune_robust.bounds import Ball, output_interval
@@ -22,29 +23,6 @@ from sb3_prune_robust.defences.wocar import WocaRPPO
 from sb3_prune_robust.network import UnsupportedNetworkError, action_modules, action_network
 
 th.set_num_threads(1)
-BOX = spaces.Box(-2.0, 2.0, (2,))
-
-
-class Walk(gym.Env[Any, Any]):
-    """Observations at random, a reward for acting along with them, episodes of 20 steps at most."""
-
-    observation_space = spaces.Box(-3.0, 3.0, (3,))
-
-    def __init__(self, actions: Any = BOX) -> None:
-        self.action_space = actions
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.left = 20
-        return self._observe(), {}
-
-    def step(self, action: Any) -> Any:
-        reward, self.left = float(self.seen[0] * np.ravel(action)[0]), self.left - 1
-        return self._observe(), reward, bool(self.np_random.random() < 0.05), self.left == 0, {}
-
-    def _observe(self) -> Any:
-        self.seen = self.np_random.uniform(-1, 1, 3).astype(np.float32)
-        return self.seen
 
 
 class Corridor(gym.Env[Any, Any]):

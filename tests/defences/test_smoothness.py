@@ -121,3 +121,28 @@ def test_gradient_against_finite_differences(name, convex, states):
         weight.view(-1)[largest] -= 2e-3
         below = loss().item()
     assert gradient == pytest.approx((above - below) / 2e-3, rel=0.02)
+
+
+@pytest.mark.parametrize(("env", "divisor"), [("CartPole-v1", 8.0), ("Pendulum-v1", 2.0)])
+def test_bound_by_hand(env, divisor):
+    """Without hidden layers all is linear: omega = eps |w_0 - w_1|, of which omega^2 / 8; eps |w| / sigma, of which half the square."""
+    venv = make_vec_env(env)
+    policy = PPO("MlpPolicy", venv, seed=0, device="cpu", policy_kwargs=dict(net_arch=[], log_std_init=-1.0)).policy
+    weight = policy.action_net.weight.detach()
+    row = weight[0] - weight[1] if env == "CartPole-v1" else weight[0] / np.exp(-1.0)
+    eps = th.linspace(0.1, 0.4, len(row))
+    found = bound(policy, chain_of(policy), th.zeros(1, len(row)), eps, "linf", 0.5)
+    assert found.item() == pytest.approx(float((row.abs() * eps).sum()) ** 2 / divisor, rel=1e-4)
+
+
+@pytest.mark.parametrize("convex", [True, False])
+def test_sigma_takes_part_in_the_gradient(convex, states):
+    """The KL of two Gaussians goes with 1 / sigma^2: its derivative by log sigma is -2 KL."""
+    policy = sharpened(policy_of(PPO, "Pendulum-v1"))
+    observations, eps = states(8, 3), th.full((3,), 0.1)
+    if convex:
+        term = bound(policy, chain_of(policy), observations, eps, "linf", 1.0).sum()
+    else:
+        term = divergence(policy, observations, observations + 0.1).sum()
+    term.backward()
+    assert policy.log_std.grad.sum().item() == pytest.approx(-2.0 * term.item(), rel=1e-4)

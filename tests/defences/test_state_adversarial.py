@@ -299,3 +299,12 @@ def test_the_search_is_for_what_the_term_measures(algorithm):
         attacked = make_inner(policy, "pgd", 0.3, "linf", 10, 0)(policy, observations)
         terms.append(divergence(policy, observations, attacked).mean().item())
     assert terms[0] == pytest.approx(terms[1], rel=1e-4) and terms[0] > 1e-6
+
+
+def test_the_bounds_move_from_intervals_to_the_linear_relaxation(learned):
+    model = learned(SAPPO, eps=0.1, eps_end=0.5)
+    model._total_timesteps = 1000
+    for steps, linear in ((0, 0.0), (250, 0.5), (700, 1.0)):
+        model.num_timesteps = steps
+        enclosing = regularized_module.Enclosing.of(model)
+        assert enclosing.linear == pytest.approx(linear) and enclosing.eps.max().item() == pytest.approx(0.1 * linear)

@@ -125,7 +125,7 @@ def test_gradient_against_finite_differences(name, convex, states):
 
 @pytest.mark.parametrize(("env", "divisor"), [("CartPole-v1", 8.0), ("Pendulum-v1", 2.0)])
 def test_bound_by_hand(env, divisor):
-    """Without hidden layers all is linear: omega = eps |w_0 - w_1|, of which omega^2 / 8; eps |w| / sigma, of which half the square."""
+    """No hidden layers: omega = eps |w_0 - w_1|, of which omega^2 / 8; d = eps |w| / sigma, of which half the square."""
     venv = make_vec_env(env)
     policy = PPO("MlpPolicy", venv, seed=0, device="cpu", policy_kwargs=dict(net_arch=[], log_std_init=-1.0)).policy
     weight = policy.action_net.weight.detach()

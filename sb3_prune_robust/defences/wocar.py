@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_prune_robust.defences.base import check_number
@@ -82,9 +83,7 @@ class WorstCaseQ(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        with th.no_grad():
-            for follower, leader in zip(self.target.parameters(), self.body.parameters(), strict=True):
-                follower.lerp_(leader, _FOLLOW)
+        polyak_update(self.body.parameters(), self.target.parameters(), _FOLLOW)
         return loss.item()
 
 

@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "evaluation": {"actor", "attacks", "bounds", "certificates", "defences", "network", "observations", "policies", "pruning"},
     "deployment": {"anatomy", "evaluation", "network", "pruning", "tuning"},
     "tuning": {"attacks", "defences", "evaluation", "hyperparams", "pruning"},
+    "study": {"attacks", "certificates", "defences", "evaluation", "network", "pruning", "tuning"},
     "zoo": {"tuning"},
-    "cli": {"attacks", "certificates", "defences", "evaluation", "hyperparams", "pruning", "tuning", "zoo"},
+    "cli": {"attacks", "certificates", "defences", "evaluation", "hyperparams", "pruning", "study", "tuning", "zoo"},
     "__main__": {"cli"},
 }
 

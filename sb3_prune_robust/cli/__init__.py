@@ -16,6 +16,7 @@ from sb3_prune_robust.cli.demo import add_demo
 from sb3_prune_robust.cli.enjoy import add_enjoy
 from sb3_prune_robust.cli.evaluate import add_evaluate
 from sb3_prune_robust.cli.hyperparams import add_hyperparams
+from sb3_prune_robust.cli.study import add_study
 from sb3_prune_robust.cli.train import add_train
 from sb3_prune_robust.cli.tune import add_tune
 from sb3_prune_robust.evaluation.rollouts import NoAttackError
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     raw: Any = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (add_demo, add_audit, add_train, add_evaluate, add_enjoy, add_tune, add_hyperparams):
+    for add in (add_demo, add_audit, add_train, add_evaluate, add_enjoy, add_tune, add_study, add_hyperparams):
         add(commands)
     return parser
 

@@ -1,0 +1,155 @@
+"""What is still to be done in a study, and how long it may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sb3_prune_robust.study.config import Study
+from sb3_prune_robust.study.results import Results
+from sb3_prune_robust.study.spots import best_sparsities
+from sb3_prune_robust.study.store import DamagedCellError, StudyStore, Task, make_task
+
+_CHOSEN = ("env", "algorithm", "policy", "scores", "distribution", "schedule", "sparsity")
+
+
+@dataclass(frozen=True)
+class State:
+    """
+    How far a study is.
+
+    :param done: tasks whose file is there and whole
+    :param damaged: by name of a task, what is wrong with its file: it will be done again
+    :param failed: by name of a task, the error of its last run: it will be tried again
+    :param missing: tasks to do, those that are damaged or failed among them
+    """
+
+    done: tuple[Task, ...]
+    damaged: dict[str, str]
+    failed: dict[str, str]
+    missing: tuple[Task, ...]
+
+
+def short_tasks(study: Study) -> list[Task]:
+    """The first stage: every cell, environments taken in turn, first seeds first, so that what is unfinished is balanced."""
+    ordered = sorted(study.cells, key=lambda cell: cell.seed)
+    return [make_task(study, cell, "short") for cell in ordered]
+
+
+def strong_tasks(study: Study, store: StudyStore) -> list[Task]:
+    """
+    The second stage: the dense agents, and the candidates by the results of the first.
+
+    :param study: the study
+    :param store: its files, the first stage finished
+    """
+    if study.strong is None:
+        return []
+    spots = best_sparsities(collect(study, store, ["short"]).frame, study.confidence)
+    chosen = set(spots[list(_CHOSEN)].itertuples(index=False, name=None))  # by any criterion, at any eps, supported or not
+    cells = [cell for cell in study.cells if cell.sparsity == 0 or tuple(cell.axes()[axis] for axis in _CHOSEN) in chosen]
+    return [make_task(study, cell, "strong") for cell in sorted(cells, key=lambda cell: cell.seed)]
+
+
+def tasks(study: Study, store: StudyStore) -> list[Task]:
+    """All tasks that are known: those of the second stage once the first is finished."""
+    short = short_tasks(study)
+    return short + (strong_tasks(study, store) if all(map(store.is_done, short)) else [])
+
+
+def state(store: StudyStore, todo: Iterable[Task]) -> State:
+    """
+    :param store: the study's files
+    :param todo: the tasks to look at
+    """
+    done: list[Task] = []
+    missing: list[Task] = []
+    damaged, failed = {}, {}
+    for task in todo:
+        try:
+            found = store.read(task) is not None
+        except DamagedCellError as error:
+            found, damaged[task.name] = False, str(error)
+        (done if found else missing).append(task)
+        failure = None if found else store.failure(task)
+        if failure is not None:
+            failed[task.name] = failure
+    return State(tuple(done), damaged, failed, tuple(missing))
+
+
+def collect(study: Study, store: StudyStore, stages: Sequence[str] = ("short", "strong")) -> Results:
+    """
+    What a study has found so far.
+
+    :param study: the study
+    :param store: its files
+    :param stages: the stages wanted
+    """
+    known = [task for task in (short_tasks(study) if stages == ["short"] else tasks(study, store)) if task.stage in stages]
+    now = state(store, known)
+    records = [record for task in now.done if (record := store.read(task)) is not None]
+    faults = [*now.damaged.values(), *(f"{name} failed: {text.splitlines()[-1]}" for name, text in now.failed.items())]
+    references = {env: mean for env in study.environments if (mean := store.reference(env)) is not None}
+    return Results(study.name, study.description, records, references, len(study.cells), faults, study.confidence)
+
+
+class Estimate:
+    """
+    How long tasks take, from those that are finished.
+
+    :param store: the study's files
+    """
+
+    def __init__(self, store: StudyStore) -> None:
+        self.store = store
+        self._seconds: dict[tuple[str, str, str], list[float]] = {}
+        self._seen: set[str] = set()
+
+    def learn(self, done: Iterable[Task]) -> None:
+        """Take in the CPU seconds of finished tasks."""
+        for task in done:
+            if task.name not in self._seen:
+                record = self.store.read(task)
+                self._seen.add(task.name)
+                seconds = {} if record is None else record["cpu_seconds"]
+                total = sum(value for what, value in seconds.items() if task.stage == "short" or what != "train")
+                for kind in self._kinds(task):
+                    self._seconds.setdefault(kind, []).append(total)
+
+    @staticmethod
+    def _kinds(task: Task) -> list[tuple[str, str, str]]:
+        """From what is most alike to what is least."""
+        return [(task.stage, task.cell.env, task.cell.algorithm), (task.stage, task.cell.env, ""), (task.stage, "", "")]
+
+    def seconds(self, task: Task, alike: bool = False) -> float | None:
+        """
+        CPU seconds that a task may take: the mean of the finished ones most like it.
+
+        :param task: the task
+        :param alike: only finished ones of the same environment and algorithm count
+        :return: ``None`` if there is none
+        """
+        kinds = self._kinds(task)[: 1 if alike else None]
+        known = (self._seconds[kind] for kind in kinds if kind in self._seconds)
+        return next((sum(values) / len(values) for values in known), None)
+
+    def total(self, missing: Sequence[Task]) -> float | None:
+        """CPU seconds for all of them; ``None`` if nothing is known of one."""
+        each = [self.seconds(task) for task in missing]
+        return None if any(one is None for one in each) else float(sum(one for one in each if one is not None))
+
+
+def left(seconds: float | None, workers: int) -> str:
+    """Time left, for people."""
+    if seconds is None:
+        return "time left unknown until a cell is finished"
+    hours, minutes = divmod(round(seconds / workers / 60), 60)
+    if hours or minutes:
+        return f"about {hours} h {minutes:02d} min left" if hours else f"about {minutes} min left"
+    return "less than a minute left"
+
+
+def clock() -> str:
+    """The time of day, for lines of a log."""
+    return time.strftime("%H:%M:%S")

@@ -1,0 +1,74 @@
+"""What a study has found so far, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+AXES = ("env", "algorithm", "policy", "scores", "distribution", "schedule", "sparsity", "seed")
+
+
+@dataclass(frozen=True)
+class Results:
+    """
+    The finished cells of a study.
+
+    :param name: of the study
+    :param description: what it asks, Markdown
+    :param records: one for each finished cell and stage
+    :param references: by environment, the mean return of uniformly random actions
+    :param planned: number of cells in the grid, finished or not
+    :param faults: a sentence for each cell whose file is damaged, or whose last run failed
+    :param confidence: level of all intervals
+    """
+
+    name: str
+    description: str
+    records: Sequence[Mapping[str, Any]]
+    references: Mapping[str, float]
+    planned: int
+    faults: Sequence[str] = field(default_factory=tuple)
+    confidence: float = 0.95
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each cell, stage and eps: means over episodes and states; what is not there is NaN."""
+        return pd.DataFrame([row for record in self.records for row in _rows(record)])
+
+
+def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    certificates = {one["eps"]: one for one in record["certificates"]}
+    return [{**_common(record), **_attacked(one), **_certified(certificates.get(one["eps"]))} for one in record["attacked"]]
+
+
+def _common(record: Mapping[str, Any]) -> dict[str, Any]:
+    training, clean = record["training"], record["clean"]
+    seconds = {f"{what}_seconds": value for what, value in record["cpu_seconds"].items()}
+    return {
+        **{axis: record["cell"][axis] for axis in AXES},
+        "stage": record["stage"],
+        "clean": float(np.mean(clean["deterministic"])),
+        "sampled": float(np.mean(clean["sampled"])) if clean["sampled"] else np.nan,
+        "reached": training["sparsity"]["actor"],
+        "half_eps": record["certified_return"].get("half_eps", np.nan),
+        "timesteps": training["timesteps"],
+        "resumed": training["resumed"],
+        **seconds,
+    }
+
+
+def _attacked(one: Mapping[str, Any]) -> dict[str, Any]:
+    means = {name: float(np.mean(played["returns"])) for name, played in one["attacks"].items()}
+    worst = min(means, key=lambda name: means[name])
+    columns = {f"attack:{name}": mean for name, mean in means.items()}
+    return {"eps": one["eps"], "norm": one["norm"], "worst": means[worst], "worst_attack": worst, **columns}
+
+
+def _certified(one: Mapping[str, Any] | None) -> dict[str, Any]:
+    if one is None:
+        return {}
+    return {f"{what}:{method}": value for what in ("tv", "radius") for method, value in one[what].items()}

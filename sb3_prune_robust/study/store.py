@@ -1,0 +1,231 @@
+"""
+The folder of a study: one file for each finished cell, which many workers may write, here or on a shared file system.
+
+``cells/`` holds the results and is all that a report needs; ``agents/`` what was trained, with checkpoints of what is being
+trained; ``running/`` a file for each cell that a worker is at, locked while it is; ``failed/`` the error of each cell whose
+last run failed; ``pieces/`` finished episodes of evaluations under way. All but ``cells/`` and ``references/`` may be deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sb3_prune_robust.evaluation.identity import digest, normal_form
+from sb3_prune_robust.evaluation.report import write_files
+from sb3_prune_robust.study.cells import Cell
+from sb3_prune_robust.study.config import Attacks, Study
+
+STAGES = ("short", "strong")
+_DIGITS = 10
+
+
+class DamagedCellError(ValueError):
+    """The file of a cell is cut short, changed, or of something else."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A cell and what is done with it.
+
+    :param cell: the agent
+    :param stage: ``"short"``: trained, attacked and certified; ``"strong"``: attacked by the strong suite on top
+    :param agent: name of its folder below ``agents/``, which tells it from agents trained otherwise
+    :param name: name of its file below ``cells/``, which tells it from the same agent measured otherwise
+    :param key: all that the file depends on
+    """
+
+    cell: Cell
+    stage: str
+    agent: str
+    name: str
+    key: Mapping[str, Any]
+
+
+def make_task(study: Study, cell: Cell, stage: str) -> Task:
+    """
+    :param study: the study
+    :param cell: one of its cells
+    :param stage: one of :data:`STAGES`
+    """
+    training = study.key(cell)
+    attacks: Attacks | None = study.evaluation if stage == "short" else study.strong
+    environment = study.environments[cell.env]
+    measured = {"evaluation": vars(attacks), "eps": environment.eps, "clip_rewards": environment.clip_rewards, "stage": stage}
+    key = normal_form({**training, **measured})
+    agent = f"{cell.name}-{digest(training)[:_DIGITS]}"
+    return Task(cell, stage, agent, f"{cell.name}-{stage}-{digest(key)[:_DIGITS]}", key)
+
+
+class StudyStore:
+    """
+    The files of a study.
+
+    :param folder: where; made when something is written
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def agent(self, task: Task) -> Path:
+        """The folder of what is trained for a task."""
+        return self.folder / "agents" / task.agent
+
+    def pieces(self, task: Task) -> Path:
+        """The folder of an evaluation's finished episodes, of no use once the cell's file is there."""
+        return self.folder / "pieces" / task.name
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.folder / kind / f"{name}.json"
+
+    def read(self, task: Task) -> dict[str, Any] | None:
+        """
+        What a finished cell found.
+
+        :param task: the task
+        :return: its record, ``None`` if it is not finished
+        :raises DamagedCellError: if there is a file that is not whole or of something else
+        """
+        path = self._path("cells", task.name)
+        if not path.exists():
+            return None
+        record = _checked(path)
+        if record.pop("key") != task.key:
+            raise DamagedCellError(f"{path} is of something else than its name says")
+        return record
+
+    def is_done(self, task: Task) -> bool:
+        """Whether the cell's file is there and whole."""
+        try:
+            return self.read(task) is not None
+        except DamagedCellError:
+            return False
+
+    def write(self, task: Task, record: Mapping[str, Any]) -> None:
+        """
+        Keep what a cell found: a file that is there whole or not at all.
+
+        :param task: the task
+        :param record: what JSON can hold, and numpy arrays
+        """
+        self._write("cells", task.name, {**record, "key": task.key})
+        self._path("failed", task.name).unlink(missing_ok=True)
+
+    def _write(self, kind: str, name: str, record: Mapping[str, Any]) -> None:
+        path = self._path(kind, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = normal_form(record)
+        text = json.dumps({"sha256": _sum(content), "record": content}, allow_nan=False)
+        write_files(path.parent, {path.name: text.encode()})
+
+    def write_failure(self, task: Task, error: str) -> None:
+        """
+        :param task: what failed
+        :param error: how, for whoever mends it
+        """
+        self._write("failed", task.name, {"error": error, "when": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    def failure(self, task: Task) -> str | None:
+        """The error of a task whose last run failed, ``None`` if it did not."""
+        path = self._path("failed", task.name)
+        try:
+            return str(_checked(path)["error"]) if path.exists() else None
+        except DamagedCellError as error:
+            return str(error)
+
+    def forget_failure(self, task: Task) -> None:
+        """
+        :param task: to be tried again
+        """
+        self._path("failed", task.name).unlink(missing_ok=True)
+
+    def reference(self, env: str) -> float | None:
+        """The mean return of random actions, ``None`` if it is not known yet."""
+        path = self._path("references", env.replace("/", "_"))
+        return float(_checked(path)["mean"]) if path.exists() else None
+
+    def write_reference(self, env: str, returns: Any) -> None:
+        """
+        :param env: environment id
+        :param returns: of episodes with random actions
+        """
+        self._write("references", env.replace("/", "_"), {"mean": float(returns.mean()), "returns": returns})
+
+    @contextlib.contextmanager
+    def claimed(self, task: Task) -> Iterator[Any]:
+        """
+        While in use, no other worker takes the task. The system itself lets go when the process ends, however it ends.
+
+        :param task: the task
+        :return: a function to be told of progress (what is done, its share); ``None`` if another worker has the task
+        """
+        path = self._path("running", task.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield Progress(path)
+            path.unlink(missing_ok=True)
+
+    def running(self) -> dict[str, dict[str, Any]]:
+        """By name of a task that a worker on this machine is at: what it does, its share, and since when."""
+        found = {}
+        for path in sorted((self.folder / "running").glob("*.json")):
+            with contextlib.suppress(FileNotFoundError), open(path) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    with contextlib.suppress(ValueError):  # being written
+                        found[path.stem] = json.loads(file.read())
+        return found
+
+
+class Progress:
+    """
+    Says what a worker is at, twice a second at most.
+
+    :param path: the file that says it, which the worker has locked
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._said = path, 0.0
+        self.since = time.time()
+        self("starting", 0.0)
+
+    def __call__(self, what: str, share: float) -> None:
+        """
+        :param what: is being done
+        :param share: of it, in [0, 1]
+        """
+        if time.time() - self._said < 0.5:
+            return
+        self._said = time.time()
+        self.path.write_text(json.dumps({"what": what, "share": round(share, 3), "since": self.since, "pid": os.getpid()}))
+
+
+def _sum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """What a file holds, if it is whole."""
+    try:
+        found = json.loads(path.read_bytes())
+        content, expected = found["record"], found["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCellError(f"{path} is cut short or no file of a study: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or _sum(content) != expected:
+        raise DamagedCellError(f"{path} is damaged: its content does not have the checksum that it states")
+    return content

@@ -1,0 +1,236 @@
+"""The agent of a cell, trained as RL Zoo trains it, with checkpoints from which a killed training continues."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization, unwrap_vec_normalize
+
+from sb3_prune_robust.pruning import sparsity
+from sb3_prune_robust.tuning.algorithms import register_algorithms
+
+CHECKPOINT_SECONDS = 60.0  # of wall time: what a kill costs at most
+_MODEL, _STATISTICS, _BUFFER, _ABOUT = "model.zip", "vecnormalize.pkl", "replay_buffer.pkl", "about.json"
+_FINAL = "final"
+
+Entry = dict[str, Any]
+Say = Callable[[str, float], object]
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is not whole; the training continues from an earlier one, or from its start."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    A trained agent.
+
+    :param model: the SB3 model
+    :param venv: environments to evaluate it in, with its frozen VecNormalize statistics
+    :param about: how it was trained: timesteps, CPU seconds, how often resumed, sparsities, digest of the model's file
+    """
+
+    model: Any
+    venv: VecEnv
+    about: dict[str, Any]
+
+
+def make_entry(key: Mapping[str, Any]) -> Entry:
+    """
+    The hyperparameters of a cell as RL Zoo takes them.
+
+    :param key: as :meth:`~sb3_prune_robust.study.config.Study.key` gives it
+    :return: the environment's entry with the cell's algorithm arguments, policy and pruning
+    """
+    cell = key["cell"]
+    entry = {**key["entry"], **key["algorithm"], **_policy(cell["env"], cell["algorithm"], key["policy"])}
+    if cell["sparsity"]:
+        arguments = {
+            "final_sparsity": cell["sparsity"],
+            **{name: cell[name] for name in ("scores", "distribution", "schedule")},
+        }
+        entry["callback"] = [{"sb3_prune_robust.pruning.PruningCallback": arguments}]
+    return entry
+
+
+def _policy(env: str, algorithm: str, policy: Mapping[str, Any]) -> Entry:
+    if "lipschitz" not in policy:
+        return {"policy": "MlpPolicy"}
+    discrete = not isinstance(gym.make(env).action_space, spaces.Box)
+    kinds = (("sac", "SAC"), ("td3", "TD3"), ("ddpg", "TD3"), ("dqn", "DQN"))
+    kind = next((kind for name, kind in kinds if algorithm.endswith(name)), "Categorical" if discrete else "Gaussian")
+    name = f"sb3_prune_robust.policies.Lipschitz{kind}Policy"
+    return {"policy": name, "policy_kwargs": {"lipschitz": policy["lipschitz"]}}
+
+
+def train(key: Mapping[str, Any], folder: Path, n_envs: int, on_progress: Say = lambda what, share: None) -> Trained:
+    """
+    Train the agent of a cell, or continue its training, or load it if it is trained.
+
+    :param key: as :meth:`~sb3_prune_robust.study.config.Study.key` gives it
+    :param folder: of its checkpoints
+    :param n_envs: environments to evaluate it in
+    :param on_progress: told what is done, and its share
+    :return: the agent
+    """
+    register_algorithms()
+    started = time.process_time()
+    checkpoint = newest(folder)
+    manager, model = _set_up(key, checkpoint)
+    about = {"cpu_seconds": 0.0, "resumed": 0} if checkpoint is None else _about(checkpoint)
+    if checkpoint is None or checkpoint.name != _FINAL:
+        about["resumed"] += checkpoint is not None
+        saver = _Checkpoints(folder, about, started, manager.n_timesteps, on_progress)
+        steps = max(0, manager.n_timesteps - model.num_timesteps)
+        model.learn(steps, callback=[*manager.callbacks, saver], reset_num_timesteps=checkpoint is None)
+        about = saver.save(_FINAL)
+        _remove_all_but(folder, _FINAL)
+    venv = manager.create_envs(n_envs, eval_env=True, no_log=True)
+    sync_envs_normalization(model.get_env(), venv)
+    model.get_env().close()
+    return Trained(model, venv, about)
+
+
+def _set_up(key: Mapping[str, Any], checkpoint: Path | None) -> tuple[Any, Any]:
+    """RL Zoo's manager with its callbacks, and the model: new, or as the checkpoint has it."""
+    cell = key["cell"]
+    with (
+        tempfile.TemporaryDirectory() as place,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # the zoo prints whatever verbose is
+        config = Path(place) / "entry.yml"
+        config.write_text(yaml.safe_dump({cell["env"]: make_entry(key)}))
+        quiet: dict[str, Any] = dict(eval_freq=-1, verbose=0, seed=cell["seed"], device="cpu", config=str(config))
+        manager: Any = ExperimentManager(argparse.Namespace(), cell["algorithm"], cell["env"], place, **quiet)
+        model: Any = manager.setup_experiment()[0]
+    return manager, model if checkpoint is None else _loaded(cell, checkpoint, model.get_env())
+
+
+def _loaded(cell: Mapping[str, Any], checkpoint: Path, venv: VecEnv) -> Any:
+    statistics = unwrap_vec_normalize(venv)
+    if statistics is not None:
+        kept = VecNormalize.load(str(checkpoint / _STATISTICS), statistics.venv)
+        statistics.obs_rms, statistics.ret_rms = kept.obs_rms, kept.ret_rms
+    model: Any = ALGOS[cell["algorithm"]].load(checkpoint / _MODEL, env=venv, device="cpu")
+    if (checkpoint / _BUFFER).exists():
+        model.load_replay_buffer(checkpoint / _BUFFER)
+    # Random numbers are not kept: those of the start again would repeat the noise and the episodes that were seen.
+    model.set_random_seed(cell["seed"] + model.num_timesteps)
+    return model
+
+
+class _Checkpoints(BaseCallback):
+    """Keeps the agent as it is between rollouts, every minute, and tells of progress."""
+
+    def __init__(
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        started: float,
+        n_timesteps: int,
+        on_progress: Callable[[str, float], object],
+    ) -> None:
+        super().__init__()
+        self.folder, self.about, self.started, self.on_progress = folder, about, started, on_progress
+        self.n_timesteps, self.saved = n_timesteps, time.time()
+
+    def _on_step(self) -> bool:
+        self.on_progress("training", min(1.0, self.num_timesteps / self.n_timesteps))
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if time.time() - self.saved >= CHECKPOINT_SECONDS:
+            name = f"{self.model.num_timesteps:012d}"
+            self.save(name)
+            _remove_all_but(self.folder, name)
+            self.saved = time.time()
+
+    def save(self, name: str) -> dict[str, Any]:
+        """Keep the agent: a folder that is there whole or not at all."""
+        place = self.folder / f".{name}.{os.getpid()}.tmp"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            about = self._write(place, name == _FINAL)
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # a damaged one
+            os.replace(place, self.folder / name)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return about
+
+    def _write(self, place: Path, final: bool) -> dict[str, Any]:
+        self.model.save(place / _MODEL)
+        statistics = unwrap_vec_normalize(self.training_env)
+        if statistics is not None:
+            statistics.save(str(place / _STATISTICS))
+        if isinstance(self.model, OffPolicyAlgorithm) and not final:
+            self.model.save_replay_buffer(place / _BUFFER)
+        about = {
+            **self.about,
+            "timesteps": int(self.model.num_timesteps),
+            "cpu_seconds": self.about["cpu_seconds"] + time.process_time() - self.started,
+            "sparsity": {part: share for part, share in sparsity(self.model).items() if part != "layers"},
+            "sha256": _sha256(place / _MODEL),
+            "files": {path.name: _sha256(path) for path in sorted(place.iterdir())},
+        }
+        (place / _ABOUT).write_text(json.dumps(about))
+        return about
+
+
+def newest(folder: Path) -> Path | None:
+    """
+    The newest checkpoint that is whole; the finished agent is the newest of all.
+
+    :param folder: of the checkpoints
+    :return: its folder, ``None`` if there is none
+    """
+    places = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    for place in sorted(places, key=lambda path: (path.name == _FINAL, path.name), reverse=True):
+        try:
+            _check(place)
+            return place
+        except (OSError, ValueError, KeyError) as error:
+            warnings.warn(f"checkpoint {place} is damaged, so it is not used: {error}", DamagedCheckpointWarning, stacklevel=2)
+    return None
+
+
+def _check(place: Path) -> None:
+    for name, expected in _about(place)["files"].items():
+        if _sha256(place / name) != expected:
+            raise ValueError(f"{name} does not have its checksum")
+
+
+def _about(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / _ABOUT).read_text())
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _remove_all_but(folder: Path, name: str) -> None:
+    for path in folder.glob("*"):
+        if path.name != name and not path.name.endswith(".tmp"):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,208 @@
+"""A tiny study from end to end, on this machine and on Ray; and what befalls runs."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from small import SMALL, changed, die_at_once, first, full_disk
+
+from sb3_prune_robust.cli import main
+from sb3_prune_robust.study import cluster, runner
+from sb3_prune_robust.study.config import make_study
+from sb3_prune_robust.study.plan import Estimate, collect, left, short_tasks, state, tasks
+from sb3_prune_robust.study.runner import Local, run_stages
+from sb3_prune_robust.study.store import StudyStore
+from sb3_prune_robust.study.worker import DiskFullError
+
+
+def study(*arguments):
+    """Exit code and output of a command."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            code = main(["study", *map(str, arguments)])
+        except SystemExit as stopped:
+            code, text = 1, stopped.code
+            out.write(str(text))
+    return code, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Writes a study's file."""
+    folder = tmp_path_factory.mktemp("config")
+
+    def write(**sections):
+        path = folder / "study.yml"
+        path.write_text(yaml.safe_dump(changed(**sections)))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of the small study, run by two workers, and what was printed."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    code, text = study("run", config(), "--out", out, "--workers", 2)
+    assert code == 0, text
+    return out, text
+
+
+def files(out):
+    return {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+
+
+def test_a_study_from_end_to_end(finished):
+    out, text = finished
+    assert "4 of 4 done, 0 damaged, 0 failed" in text and text.count(" done; ") == 4
+    code, text = study("report", out)
+    assert code == 0 and "cells.parquet" in text
+    frame = pd.read_parquet(out / "cells.parquet")
+    assert sorted(frame["sparsity"]) == [0, 0, 0.5, 0.5] and sorted(frame["seed"]) == [0, 0, 1, 1]
+    assert (frame["reached"].round(2) == frame["sparsity"]).all() and (frame["worst"] <= frame["attack:mad"]).all()
+    assert frame["tv:crown"].between(0, frame["tv:abs"]).all()
+    report = (out / "report.md").read_text()
+    assert "CartPole-v1" in report and "not shown" in report
+    assert (out / "report.html").read_text().count("<table") >= 3
+
+
+def test_one_cell_in_full(finished):
+    out, _ = finished
+    code, text = study("report", out, "--cell", "dense-seed1")
+    assert code == 0 and "mad" in text and "n_timesteps" in text
+    (page,) = (out / "pages").glob("*dense-seed1*.html")
+    assert "<table" in page.read_text() and page.name in text
+    code, text = study("report", out, "--cell", "seed1")
+    assert code == 2 and "dense-seed1" in text and "0.5-seed1" in text
+
+
+def test_a_finished_study_runs_nothing_and_new_seeds_only_themselves(finished, config):
+    out, _ = finished
+    before = files(out)
+    code, text = study("run", config(), "--out", out, "--workers", 1)
+    assert code == 0 and " done; " not in text and files(out) == before
+    more = [{"sparsities": [0, 0.5], "seeds": [0, 1, 2]}]
+    code, text = study("run", config(grid=more), "--out", out, "--workers", 2)
+    assert code == 0 and text.count(" done; ") == 2 and "6 of 6 done" in text
+    assert before.items() <= files(out).items() and len(files(out)) == 6
+
+
+def test_a_damaged_cell_is_reported_and_done_again(finished, config):
+    out, _ = finished
+    path = next((out / "cells").glob("*dense-seed0*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    code, text = study("status", out)
+    assert code == 0 and "1 damaged" in text and path.name in text
+    code, text = study("report", out)
+    assert code == 0 and path.name in (out / "report.md").read_text()
+    code, text = study("run", config(**yaml.safe_load((out / "study.yml").read_text())), "--out", out, "--workers", 1)
+    assert code == 0 and text.count(" done; ") == 1 and "0 damaged" in text
+    again, old = (json.loads(content)["record"] for content in (path.read_bytes(), whole))
+    assert all(again[part] == old[part] for part in ("clean", "attacked", "certificates", "certified_return"))
+
+
+def test_another_study_does_not_get_into_the_folder(finished, config):
+    out, _ = finished
+    code, text = study("run", config(name="other"), "--out", out)
+    assert code == 2 and "is of the study 'small'" in text
+
+
+def test_a_dry_run_prints_the_cells_and_runs_nothing(config, tmp_path):
+    code, text = study("run", config(), "--out", tmp_path / "out", "--dry-run", "--workers", 2)
+    assert code == 0 and "4 of 4 to do" in text and "CPU hours, on 2 workers less than a minute left" in text
+    assert "short CartPole-v1-ppo-plain-magnitude-erk-polynomial-0.5-seed1" in text and not (tmp_path / "out").exists()
+
+
+def test_the_strong_attacks_meet_the_dense_agents_and_the_candidates(finished, config, monkeypatch):
+    out, _ = finished
+    strong = make_study(changed(strong={"attacks": ["fgsm"], "n_episodes": 3}))
+    store = StudyStore(out)
+    later = [task for task in tasks(strong, store) if task.stage == "strong"]
+    assert {task.cell.seed for task in later if task.cell.sparsity == 0} == {0, 1}
+    spots = [{"env": "CartPole-v1", **cell.axes()} for cell in strong.cells if cell.sparsity]
+    monkeypatch.setattr("sb3_prune_robust.study.plan.best_sparsities", lambda *_: pd.DataFrame(spots))
+    assert len([task for task in tasks(strong, store) if task.stage == "strong"]) == 4
+    monkeypatch.setattr("sb3_prune_robust.study.plan.best_sparsities", lambda *_: pd.DataFrame(spots).assign(sparsity=0.0))
+    now = run_stages(strong, store, Local(2))
+    assert len(now.done) == 6 and not now.missing
+    frame = collect(strong, store).frame
+    assert sorted(frame["stage"]) == ["short"] * 4 + ["strong"] * 2
+    weak = frame[frame["stage"] == "strong"]
+    assert weak["attack:fgsm"].notna().all() and weak["attack:mad"].isna().all()
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(config, tmp_path):
+    sections = {
+        "algorithms": {"ppo": {}, "a2c": {}},
+        "grid": [{"algorithms": ["a2c", "ppo"], "sparsities": [0], "seeds": [0]}],
+    }
+    code, text = study("run", config(**sections), "--out", tmp_path, "--workers", 1)
+    assert code == 1 and "1 of 2 done, 0 damaged, 1 failed" in text and "study status" in text
+    code, text = study("status", tmp_path)
+    assert code == 0 and "a2c-plain-dense-seed0" in text and "unexpected keyword argument" in text
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "work", full_disk)
+    small, _ = first()
+    with pytest.raises(DiskFullError, match="make room"):
+        Local(2)(small, StudyStore(tmp_path), short_tasks(small))
+
+
+def test_workers_that_die_are_replaced_but_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "work", die_at_once)
+    small, _ = first()
+    with pytest.raises(runner.WorkersDiedError, match="4 workers in a row"):
+        Local(1)(small, StudyStore(tmp_path), short_tasks(small))
+
+
+def kill_one(store, killed):
+    """Kill the first worker that is seen training."""
+    while not killed:
+        for one in store.running().values():
+            if one["what"] == "training":
+                os.kill(one["pid"], signal.SIGKILL)
+                killed.append(one["pid"])
+                break
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["local", "ray"])
+def test_a_worker_killed_in_the_middle_costs_no_cell(how, tmp_path):
+    entry = {**SMALL["environments"]["CartPole-v1"]["entry"], "n_timesteps": 8192}
+    source = changed(environments={"CartPole-v1": {"entry": entry, "eps": [0.1]}})
+    small, store, killed = make_study(source), StudyStore(tmp_path), []
+    (tmp_path / cluster.CONFIG).write_text(yaml.safe_dump(source))
+    thread = threading.Thread(target=kill_one, args=(store, killed), daemon=True)
+    thread.start()
+    now = run_stages(small, store, Local(2) if how == "local" else cluster.OnRay("local"))
+    assert killed and len(now.done) == 4 and not now.missing and not now.failed
+    assert set(collect(small, store).frame["timesteps"]) == {8192}
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
+    _, task = first()
+    with pytest.raises(ValueError, match="share its file system"):
+        cluster.do(SMALL, str(tmp_path / "elsewhere"), task)
+
+
+def test_the_time_left_is_that_of_cells_alike(finished):
+    out, _ = finished
+    store, small = StudyStore(out), make_study(SMALL)
+    done = state(store, short_tasks(small)).done
+    estimate = Estimate(store)
+    assert estimate.total(done) is None and left(None, 1) == "time left unknown until a cell is finished"
+    estimate.learn(done)
+    taken = [sum(store.read(task)["cpu_seconds"].values()) for task in done]
+    assert estimate.seconds(done[0]) == pytest.approx(sum(taken) / 4)
+    assert estimate.total(done[:2]) == pytest.approx(sum(taken) / 2)
+    assert left(7260, 2) == "about 1 h 00 min left" and left(300, 1) == "about 5 min left"

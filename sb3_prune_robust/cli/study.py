@@ -69,8 +69,10 @@ def _run(args: argparse.Namespace, command: str) -> None:
         raise ValueError("workers: with --ray the cluster says how many work at a time; give one or the other")
     if args.dry_run:
         return study.dry_run(args.config, Path(args.out), args.workers)
-    if not study.run(args.config, Path(args.out), args.workers, args.ray):
-        raise SystemExit(f"{PROGRAM} study: some cells failed: '{PROGRAM} study status {args.out}' says why")
+    try:
+        study.run(args.config, Path(args.out), args.workers, args.ray)
+    except study.UnfinishedError as error:  # not wrong input: exit code 1
+        raise SystemExit(f"{PROGRAM} study run: error: {error}") from error
 
 
 def _status(args: argparse.Namespace, command: str) -> None:

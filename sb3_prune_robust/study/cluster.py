@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_prune_robust.study.config import Study, make_study
+from sb3_prune_robust.study.plan import Estimate
 from sb3_prune_robust.study.runner import Monitor
 from sb3_prune_robust.study.store import StudyStore, Task
 from sb3_prune_robust.study.worker import attempt, quieten
@@ -43,13 +44,14 @@ class OnRay:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def __call__(self, study: Study, store: StudyStore, missing: Sequence[Task]) -> None:
+    def __call__(self, study: Study, store: StudyStore, missing: Sequence[Task], estimate: Estimate) -> None:
         """
         Do the tasks, or find out that they fail; one whose worker dies is tried again, and continues from its checkpoint.
 
         :param study: the study
         :param store: its files, on a file system that all nodes share
         :param missing: the tasks
+        :param estimate: of the time they take
         :raises DiskFullError: if no space is left
         """
         ray: Any = importlib.import_module("ray")  # an extra of the package, which takes seconds
@@ -58,7 +60,7 @@ class OnRay:
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(do)
         try:
             waiting = {remote.remote(study.source, str(store.folder.resolve()), task): task for task in missing}
-            with Monitor(store, missing, int(ray.cluster_resources()["CPU"])) as monitor:
+            with Monitor(store, missing, int(ray.cluster_resources()["CPU"]), estimate) as monitor:
                 while waiting:
                     ready, _ = ray.wait(list(waiting), timeout=1.0)
                     for one in ready:

@@ -13,11 +13,16 @@ from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.estimate import estimated
 from sb3_prune_robust.study.plan import Estimate, State, collect, left, state, tasks
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
-from sb3_prune_robust.study.runner import Local, default_workers, run_stages
+from sb3_prune_robust.study.runner import Local, WorkersDiedError, default_workers, run_stages
 from sb3_prune_robust.study.store import StudyStore
+from sb3_prune_robust.study.worker import DiskFullError
 
 
-def run(config: str, folder: Path, workers: int | None, address: str | None) -> bool:
+class UnfinishedError(RuntimeError):
+    """A run came to its end before the study did."""
+
+
+def run(config: str, folder: Path, workers: int | None, address: str | None) -> None:
     """
     Run what is missing of a study.
 
@@ -25,14 +30,22 @@ def run(config: str, folder: Path, workers: int | None, address: str | None) -> 
     :param folder: of the study
     :param workers: processes; ``None``: as many as there are processors
     :param address: of a Ray cluster; ``None``: on this machine
-    :return: whether all is done
     :raises ValueError: if the file is wrong, or the folder another study's
+    :raises UnfinishedError: if not all is done at the end
     """
     study = read_study(config)
     store = _open(study, folder)
-    now = run_stages(study, store, Local(workers or default_workers()) if address is None else OnRay(address))
+    try:
+        now = run_stages(study, store, Local(workers or default_workers()) if address is None else OnRay(address))
+    except (DiskFullError, WorkersDiedError) as error:
+        raise UnfinishedError(str(error)) from error
     print(_counts(now))
-    return not now.missing
+    if now.failed:
+        raise UnfinishedError(
+            f"{len(now.failed)} cells failed: 'study status {folder}' says why; the next run tries them again"
+        )
+    if now.missing:
+        raise UnfinishedError(f"{len(now.missing)} cells are at work in another run, or were when it ended: run this again")
 
 
 def _open(study: Study, folder: Path) -> StudyStore:

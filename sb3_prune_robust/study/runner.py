@@ -19,7 +19,7 @@ _LOOK_SECONDS = 1.0
 _DEATHS = 4  # of workers in a row, with nothing finished in between, before the run gives up
 
 
-Run = Callable[[Study, StudyStore, Sequence[Task]], None]
+Run = Callable[[Study, StudyStore, Sequence[Task], Estimate], None]
 
 
 class WorkersDiedError(RuntimeError):
@@ -32,7 +32,7 @@ def run_stages(study: Study, store: StudyStore, run: Run) -> State:
 
     :param study: the study
     :param store: its files
-    :param run: runs tasks: called with the study, the store and the tasks
+    :param run: runs tasks: called with the study, the store, the tasks, and what is known of the time they take
     :return: how far the study is then
     """
     write_references(study, store)
@@ -47,11 +47,12 @@ def run_stages(study: Study, store: StudyStore, run: Run) -> State:
 
 
 def _run(study: Study, store: StudyStore, todo: Sequence[Task], run: Run) -> None:
-    missing = state(store, todo).missing
-    for task in missing:
+    now, estimate = state(store, todo), Estimate(store)
+    estimate.learn(now.done)
+    for task in now.missing:
         store.forget_failure(task)
-    if missing:
-        run(study, store, missing)
+    if now.missing:
+        run(study, store, now.missing, estimate)
 
 
 class Local:
@@ -66,24 +67,25 @@ class Local:
         self._context: Any = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
         self._deaths = self._done_at_death = 0
 
-    def __call__(self, study: Study, store: StudyStore, missing: Sequence[Task]) -> None:
+    def __call__(self, study: Study, store: StudyStore, missing: Sequence[Task], estimate: Estimate) -> None:
         """
         Do the tasks, or find out that they fail; a worker that is killed is replaced.
 
         :param study: the study
         :param store: its files
         :param missing: the tasks
+        :param estimate: of the time they take
         :raises DiskFullError: if no space is left
         :raises WorkersDiedError: if workers die before they finish anything
         """
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when a worker imports torch
         how: dict[str, Any] = dict(target=work, args=(study.source, store.folder, missing), daemon=True)
         processes = [self._context.Process(**how) for _ in range(min(self.workers, len(missing)))]
-        with Monitor(store, missing, self.workers) as monitor:
+        with Monitor(store, missing, self.workers, estimate) as monitor:
             try:
                 for process in processes:
                     process.start()
-                while any(process.is_alive() for process in processes):
+                while any(process.exitcode != 0 for process in processes):  # None: alive; others are replaced
                     time.sleep(_LOOK_SECONDS)
                     monitor.look()
                     for i in (i for i, process in enumerate(processes) if process.exitcode not in (None, 0)):
@@ -120,12 +122,13 @@ class Monitor:
     :param store: the study's files
     :param missing: the tasks
     :param workers: how many work at a time
+    :param estimate: of the time that tasks take; learns from those that are finished
     """
 
-    def __init__(self, store: StudyStore, missing: Sequence[Task], workers: int) -> None:
+    def __init__(self, store: StudyStore, missing: Sequence[Task], workers: int, estimate: Estimate) -> None:
         self.store, self.workers = store, workers
         self.missing = {task.name: task for task in missing}
-        self.estimate = Estimate(store)
+        self.estimate = estimate
         self.n_done, self.total = 0, len(missing)
 
     def __enter__(self) -> Monitor:
@@ -163,7 +166,8 @@ class Monitor:
         self.say(f"{self.n_done} of {self.total}: {name} {how}; {self._left()}")
 
     def _left(self) -> str:
-        return left(self.estimate.total(list(self.missing.values())), self.workers)
+        missing = list(self.missing.values())
+        return left(self.estimate.total(missing), max(1, min(self.workers, len(missing))))
 
     def _at(self) -> str:
         return ", ".join(f"{name}: {one['what']} {one['share']:.0%}" for name, one in self.store.running().items())

@@ -155,14 +155,14 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "work", full_disk)
     small, _ = first()
     with pytest.raises(DiskFullError, match="make room"):
-        Local(2)(small, StudyStore(tmp_path), short_tasks(small))
+        Local(2)(small, StudyStore(tmp_path), short_tasks(small), Estimate(StudyStore(tmp_path)))
 
 
 def test_workers_that_die_are_replaced_but_not_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "work", die_at_once)
     small, _ = first()
     with pytest.raises(runner.WorkersDiedError, match="4 workers in a row"):
-        Local(1)(small, StudyStore(tmp_path), short_tasks(small))
+        Local(1)(small, StudyStore(tmp_path), short_tasks(small), Estimate(StudyStore(tmp_path)))
 
 
 def kill_one(store, killed):

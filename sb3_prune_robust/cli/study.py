@@ -54,19 +54,21 @@ def _kept(args: argparse.Namespace) -> str:
     return f"what is finished is kept in {args.out}: run the same command again to continue"
 
 
-def _needs_extra() -> None:
-    missing = [name for name in ("markdown", "pyarrow", "rliable") if importlib.util.find_spec(name) is None]
+def _needs_extra(*further: str) -> None:
+    missing = [name for name in ("markdown", "pyarrow", "rliable", *further) if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"study needs {', '.join(missing)}: pip install 'sb3-prune-robust[study]'")
 
 
 def _run(args: argparse.Namespace, command: str) -> None:
-    _needs_extra()
+    _needs_extra(*([] if args.ray is None else ["ray"]))
     # Imported here: RL Zoo and rliable take seconds that other commands need not wait for.
     from sb3_prune_robust.study import command as study
 
     if args.workers is not None and args.ray is not None:
         raise ValueError("workers: with --ray the cluster says how many work at a time; give one or the other")
+    if args.dry_run and args.ray is not None:
+        raise ValueError("dry-run: its estimate is for workers of this machine; leave out --ray, and give --workers")
     if args.dry_run:
         return study.dry_run(args.config, Path(args.out), args.workers)
     try:

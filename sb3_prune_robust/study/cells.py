@@ -39,6 +39,11 @@ class Cell:
         pruning = f"{self.scores}-{self.distribution}-{self.schedule}-{self.sparsity:g}" if self.sparsity else "dense"
         return f"{self.env.replace('/', '_')}-{self.algorithm}-{self.policy}-{pruning}-seed{self.seed}"
 
+    @property
+    def variant(self) -> tuple[str, ...]:
+        """Environment, algorithm, policy and way of pruning: what all sparsities and seeds of a comparison share."""
+        return (self.env, self.algorithm, self.policy, self.scores, self.distribution, self.schedule)
+
     def axes(self) -> dict[str, Any]:
         """Its axes by name, as a record holds them."""
         return asdict(self)

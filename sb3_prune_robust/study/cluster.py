@@ -11,26 +11,25 @@ from sb3_prune_robust.study.config import Study, make_study
 from sb3_prune_robust.study.plan import Estimate
 from sb3_prune_robust.study.runner import Monitor
 from sb3_prune_robust.study.store import StudyStore, Task
-from sb3_prune_robust.study.worker import attempt, quieten
+from sb3_prune_robust.study.worker import finish, quieten
 
 CONFIG = "study.yml"  # in the folder of every study
 _RETRIES = 3  # of a task whose worker dies
 
 
-def do(source: Any, folder: str, task: Task) -> str:
+def do(source: Any, folder: str, task: Task) -> None:
     """
     One task on a node of the cluster.
 
     :param source: what the study's YAML file holds
     :param folder: of the study, which every node must see
     :param task: the task
-    :return: as :func:`~sb3_prune_robust.study.worker.attempt`
     :raises ValueError: if the node does not see the folder
     """
     if not (Path(folder) / CONFIG).exists():
         raise ValueError(f"out {folder} is not seen on this node of the cluster: all nodes must share its file system")
     quieten()
-    return attempt(make_study(source), StudyStore(folder), task)
+    finish(make_study(source), StudyStore(folder), [task])
 
 
 class OnRay:
@@ -56,7 +55,10 @@ class OnRay:
         """
         ray: Any = importlib.import_module("ray")  # an extra of the package, which takes seconds
 
-        ray.init(self.address, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}, log_to_driver=False)
+        try:
+            ray.init(self.address, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}, log_to_driver=False)
+        except (ValueError, ConnectionError) as error:
+            raise ValueError(f"ray {self.address!r}: {error}; 'auto', 'local' or HOST:PORT of a cluster is needed") from error
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(do)
         try:
             waiting = {remote.remote(study.source, str(store.folder.resolve()), task): task for task in missing}

@@ -11,11 +11,12 @@ from sb3_prune_robust.evaluation.report import prepare_folder, write_files
 from sb3_prune_robust.study.cluster import CONFIG, OnRay
 from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.estimate import estimated
-from sb3_prune_robust.study.plan import Estimate, State, collect, left, state, tasks
+from sb3_prune_robust.study.plan import Estimate, State, collect, left, read_references, state, tasks
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
 from sb3_prune_robust.study.runner import Local, WorkersDiedError, default_workers, run_stages
 from sb3_prune_robust.study.store import StudyStore
-from sb3_prune_robust.study.worker import DiskFullError
+from sb3_prune_robust.study.training import check_entries
+from sb3_prune_robust.study.worker import DiskFullError, full_disk_told
 
 
 class UnfinishedError(RuntimeError):
@@ -34,9 +35,11 @@ def run(config: str, folder: Path, workers: int | None, address: str | None) -> 
     :raises UnfinishedError: if not all is done at the end
     """
     study = read_study(config)
-    store = _open(study, folder)
+    check_entries([study.key(cell) for cell in study.cells])
     try:
-        now = run_stages(study, store, Local(workers or default_workers()) if address is None else OnRay(address))
+        with full_disk_told(folder):
+            store = _open(study, folder)
+            now = run_stages(study, store, Local(workers or default_workers()) if address is None else OnRay(address))
     except (DiskFullError, WorkersDiedError) as error:
         raise UnfinishedError(str(error)) from error
     print(_counts(now))
@@ -74,13 +77,14 @@ def dry_run(config: str, folder: Path, workers: int | None) -> None:
     :param workers: processes; ``None``: as many as there are processors
     """
     study, store = read_study(config), StudyStore(folder)
+    check_entries([study.key(cell) for cell in study.cells])
     known = tasks(study, store)
     now = state(store, known)
     for task in now.missing:
         print(task.stage, task.cell.name)
     estimate = Estimate(store)
     estimate.learn(now.done)
-    seconds, probed = estimated(study, now.missing, estimate)
+    seconds, probed = estimated(study, store, now.missing, estimate)
     workers = workers or default_workers()
     hours, of = seconds / 3600, f"{len(now.missing)} of {len(known)}"
     print(f"{of} to do: {hours:.1f} CPU hours, on {workers} workers {left(seconds, workers)}")
@@ -101,7 +105,7 @@ def status(folder: Path) -> None:
     print(f"{study.name}: {_counts(now)}")
     for name, one in store.running().items():
         print(f"  running: {name}: {one['what']} {one['share']:.0%} (process {one['pid']})")
-    for fault in now.damaged.values():
+    for fault in [*now.damaged.values(), *read_references(study, store)[1]]:
         print(f"  damaged, to be done again: {fault}")
     for name, error in now.failed.items():
         print(f"  failed: {name}\n    " + "\n    ".join(error.rstrip().splitlines()))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from gymnasium import spaces
 from rl_zoo3.utils import ALGOS
 
 from sb3_prune_robust.attacks import Budget
@@ -49,12 +52,17 @@ class Environment:
     clip_rewards: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not self.eps or not all(isinstance(one, (int, float)) and 0 < one < float("inf") for one in self.eps):
-            raise ValueError(f"eps must be one or more positive numbers, got {list(self.eps)!r}")
-        if not isinstance(self.entry.get("n_timesteps"), (int, float)) or self.entry["n_timesteps"] < 1:
-            raise ValueError(f"entry: n_timesteps must be a positive number, got {self.entry.get('n_timesteps')!r}")
-        for name in {"policy", "callback"} & set(self.entry):
-            raise ValueError(f"entry: {name} is set by the study, so it must be left out; got {self.entry[name]!r}")
+        if not self.eps or not all(_is_number(one) and one > 0 for one in self.eps) or len(set(self.eps)) < len(self.eps):
+            raise ValueError(f"eps must be one or more positive numbers, each once, got {list(self.eps)!r}")
+        clip = self.clip_rewards
+        if clip is not None and not (
+            isinstance(clip, tuple) and len(clip) == 2 and all(map(_is_number, clip)) and clip[0] < clip[1]
+        ):
+            raise ValueError(f"clip_rewards must be two numbers, the smaller first, got {clip!r}")
+        _check_mapping("entry", self.entry)
+        _check_entry("entry", self.entry, ("policy", "callback"))
+        if "n_timesteps" not in self.entry:
+            raise ValueError("entry: n_timesteps is missing")
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,14 @@ class Attacks:
     attack_steps: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attacks, tuple) or not all(isinstance(name, str) for name in self.attacks):
+            raise ValueError(f"attacks must be a list of names, got {self.attacks!r}")
         check_attacks(self.attacks)
         _check_whole("n_episodes", self.n_episodes, 1)
+        if self.attack_steps is not None:
+            _check_whole("attack_steps", self.attack_steps, 1)
+        if self.attack_seconds is not None and not _is_number(self.attack_seconds):
+            raise ValueError(f"attack_seconds must be a number, got {self.attack_seconds!r}")
         self.budget  # noqa: B018  refuses what is no budget
 
     @property
@@ -155,11 +169,10 @@ def read_study(path: str | Path) -> Study:
     :raises ValueError: naming what is missing, unknown or out of range
     """
     try:
-        text = Path(path).read_text()
-        found = yaml.safe_load(text)
+        found = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"study {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"study {path} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return make_study(found)
@@ -175,18 +188,22 @@ def make_study(found: Any) -> Study:
     :raises ValueError: naming what is missing, unknown or out of range
     """
     register_algorithms()
-    if not isinstance(found, Mapping):
-        raise ValueError(f"a mapping of {', '.join(_SECTIONS)} is needed, got {type(found).__name__}")
+    _check_mapping(f"the file, with {', '.join(_SECTIONS)},", found)
     _check_known("section", found, _SECTIONS)
     for section in ("name", "environments", "grid", "evaluation"):
         if not found.get(section):
             raise ValueError(f"{section} is missing")
+    _check_mapping("environments", found["environments"])
     environments = {env: _environment(env, one) for env, one in found["environments"].items()}
-    algorithms = {name: dict(one or {}) for name, one in found.get("algorithms", {"ppo": {}}).items()}
+    algorithms = _named("algorithms", found.get("algorithms", {"ppo": {}}))
     _check_known("algorithms", algorithms, ALGOS)
-    policies = {name: dict(one or {}) for name, one in found.get("policies", {"plain": {}}).items()}
+    for name, one in algorithms.items():
+        _check_entry(f"algorithms: {name}", one, ("policy", "callback", *(["eps"] if name in DEFENCES else [])))
+    policies = _named("policies", found.get("policies", {"plain": {}}))
     for name, one in policies.items():
         _check_known(f"policies: {name}: key", one, ("lipschitz",))
+    if not isinstance(found["grid"], list):
+        raise ValueError(f"grid must be a list of blocks, got {found['grid']!r}")
     known: dict[str, Mapping[str, Any]] = {"environments": environments, "algorithms": algorithms, "policies": policies}
     cells = dict.fromkeys(cell for block in found["grid"] for cell in _block(block, known))
     return Study(
@@ -196,7 +213,7 @@ def make_study(found: Any) -> Study:
         policies,
         tuple(cells),
         _section("evaluation", Evaluation, found["evaluation"]),
-        _section("strong", Attacks, found["strong"]) if found.get("strong") else None,
+        _section("strong", Attacks, found["strong"]) if found.get("strong") is not None else None,
         str(found.get("description", "")),
         _confidence(found.get("confidence", 0.95)),
         found,
@@ -204,16 +221,32 @@ def make_study(found: Any) -> Study:
 
 
 def _environment(env: str, given: Any) -> Environment:
-    make_single(env).close()
+    one = make_single(env)
+    one.close()
+    if not isinstance(one.observation_space, spaces.Box):
+        raise ValueError(f"environments: {env}: its observations are {one.observation_space}; only a Box can be attacked here")
     made: Environment = _section(f"environments: {env}", Environment, given)
-    return made
+    steps = made.entry["n_timesteps"]
+    return replace(made, entry={**made.entry, "n_timesteps": int(steps)}, eps=tuple(map(float, made.eps)))
+
+
+def _named(section: str, given: Any) -> dict[str, dict[str, Any]]:
+    """A section of names of files, each with a mapping or nothing."""
+    _check_mapping(section, given)
+    for name, one in given.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name) or name == NONE:
+            raise ValueError(f"{section}: each name must be of letters, digits, _ and ., and not {NONE!r}; got {name!r}")
+        _check_mapping(f"{section}: {name}", one or {})
+    return {name: dict(one or {}) for name, one in given.items()}
 
 
 def _section(name: str, made: Any, given: Any) -> Any:
     """A dataclass from a section, its lists as tuples; an error says which section."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{name}: a mapping is needed, got {given!r}")
+    _check_mapping(name, given)
     _check_known(f"{name}: key", given, made.__dataclass_fields__)
+    for field_ in fields(made):
+        if field_.default is MISSING and field_.name not in given:
+            raise ValueError(f"{name}: {field_.name} is missing")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     if "eps" in values and not isinstance(values["eps"], tuple):
         values["eps"] = (values["eps"],)
@@ -225,13 +258,12 @@ def _section(name: str, made: Any, given: Any) -> Any:
 
 def _block(block: Any, known: Mapping[str, Any]) -> Iterator[Cell]:
     """The cells of one block of the grid: all combinations of its axes, but one dense agent for all ways of pruning."""
-    if not isinstance(block, Mapping):
-        raise ValueError(f"grid: each block must be a mapping of {', '.join(_AXES)}, got {block!r}")
+    _check_mapping(f"grid: each block, of {', '.join(_AXES)},", block)
     _check_known("grid: axis", block, _AXES)
     axes = {**{"environments": list(known["environments"])}, **_DEFAULTS, **block}
     _check_axes(axes, {**known, "scores": SCORES, "distributions": DISTRIBUTIONS, "schedules": SCHEDULES})
     for values in itertools.product(*(axes[axis] for axis in _AXES)):
-        cell = Cell(*values)
+        cell = replace(Cell(*values), sparsity=float(values[-2]))
         yield cell if cell.sparsity else replace(cell, scores=NONE, distribution=NONE, schedule=NONE)
 
 
@@ -240,9 +272,10 @@ def _check_axes(axes: Mapping[str, Any], names: Mapping[str, Any]) -> None:
         values = axes.get(axis)
         if not isinstance(values, list) or not values:
             raise ValueError(f"grid: {axis} must be a list in each block, got {values!r}")
-        _check_known(f"grid: {axis}:", values, names.get(axis, values))
+        if axis in names:
+            _check_known(f"grid: {axis}:", map(str, values), names[axis])
     for sparsity in axes["sparsities"]:
-        if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        if not _is_number(sparsity) or not 0 <= sparsity < 1:
             raise ValueError(f"grid: every sparsity must lie in [0, 1), got {sparsity!r}")
     for seed in axes["seeds"]:
         _check_whole("grid: every seed", seed, 0)
@@ -252,6 +285,24 @@ def _confidence(given: Any) -> float:
     if not isinstance(given, float) or not 0.5 <= given < 1:
         raise ValueError(f"confidence must lie in [0.5, 1), got {given!r}")
     return given
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_mapping(what: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what} must be a mapping, got {given!r}")
+
+
+def _check_entry(what: str, given: Mapping[str, Any], ours: Sequence[str]) -> None:
+    """Hyperparameters, which the study adds to: what it sets itself cannot be given, and not be dropped in silence."""
+    for name in set(ours) & set(given):
+        raise ValueError(f"{what}: {name} is set by the study, so it must be left out; got {given[name]!r}")
+    steps = given.get("n_timesteps", 1)
+    if not _is_number(steps) or steps < 1 or steps != int(steps):
+        raise ValueError(f"{what}: n_timesteps must be a positive whole number (1000000 or 1.0e+6), got {steps!r}")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

@@ -45,7 +45,8 @@ def run_task(study: Study, store: StudyStore, task: Task, say: Say) -> Record:
     :return: the record, as :mod:`sb3_prune_robust.study.results` reads it
     """
     key = study.key(task.cell)
-    trained = train(key, store.agent(task), N_ENVS, say)
+    with store.training(task) as folder:
+        trained = train(key, folder, N_ENVS, say)
     environment, evaluation = study.environments[task.cell.env], study.evaluation
     attacks = evaluation if task.stage == "short" else study.strong
     assert attacks is not None
@@ -53,7 +54,7 @@ def run_task(study: Study, store: StudyStore, task: Task, say: Say) -> Record:
         measured = measure(trained, environment, evaluation, attacks, store.pieces(task), task.stage == "short", say)
     finally:
         trained.venv.close()
-    about = {"entry": make_entry(key), **{name: value for name, value in trained.about.items() if name != "files"}}
+    about = {"entry": make_entry(key), **trained.about}
     seconds = {"train": trained.about["cpu_seconds"], **measured.pop("cpu_seconds")}
     return {
         "cell": task.cell.axes(),
@@ -89,13 +90,12 @@ def measure(
     :param say: told what is done, and its share
     :return: the parts ``clean``, ``attacked``, ``certificates``, ``certified_return`` and ``cpu_seconds`` of a record
     """
-    started = time.process_time()
     worst = []
     for i, eps in enumerate(environment.eps):
         say("attacking", i / len(environment.eps))
         worst.append(_attacked(trained, eps, evaluation.norm, attacks, pieces))
     sampled = _sampled(trained, attacks.n_episodes)
-    attacked_at = time.process_time()
+    started = time.process_time()
     say("certifying", 0.0)
     own = [_certificate(trained, sampled, eps, evaluation) for eps in environment.eps] if certified else []
     returns = _certified_return(trained, environment, evaluation) if certified else {"not_certified": "not at this stage"}
@@ -107,13 +107,18 @@ def measure(
         "attacked": [_record(one, eps, evaluation.norm) for one, eps in zip(worst, environment.eps, strict=True)],
         "certificates": [one for one in own if one],
         "certified_return": returns,
-        "cpu_seconds": {"attack": attacked_at - started, "certify": time.process_time() - attacked_at},
+        "cpu_seconds": {"attack": sum(map(_seconds, worst)), "certify": time.process_time() - started},
     }
 
 
 def _attacked(trained: Trained, eps: float, norm: str, attacks: Attacks, pieces: Path) -> WorstCase:
     how: dict[str, Any] = dict(norm=norm, deterministic=True, seed=SEED, budget=attacks.budget, folder=pieces)
     return worst_case(trained.model, trained.venv, attacks.attacks, eps, attacks.n_episodes, **how)
+
+
+def _seconds(found: WorstCase) -> float:
+    """Of fitting and playing, those of an earlier process that was killed included."""
+    return sum(cost.seconds for cost in found.cost.values()) + sum(found.play_seconds.values())
 
 
 def _record(found: WorstCase, eps: float, norm: str) -> Record:
@@ -208,9 +213,11 @@ def random_returns(venv: VecEnv, n_episodes: int) -> Array:
 
 def commit() -> str | None:
     """The git commit of the sources, with ``+`` for uncommitted changes; ``None`` for an installed package."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    how: dict[str, Any] = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     try:
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        # A virtual environment may lie within the repository of something else, which does not track this file.
+        subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], **how)
+        told = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], **how)
     except (OSError, subprocess.CalledProcessError):
         return None
     return told.stdout.strip() or None

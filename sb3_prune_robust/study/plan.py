@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sb3_prune_robust.study.config import Study
+from sb3_prune_robust.study.files import DamagedFileError
 from sb3_prune_robust.study.results import Results
 from sb3_prune_robust.study.spots import best_sparsities
-from sb3_prune_robust.study.store import DamagedCellError, StudyStore, Task, make_task
+from sb3_prune_robust.study.store import StudyStore, Task, make_task
 
 _CHOSEN = ("env", "algorithm", "policy", "scores", "distribution", "schedule", "sparsity")
 
@@ -69,7 +71,7 @@ def state(store: StudyStore, todo: Iterable[Task]) -> State:
     for task in todo:
         try:
             found = store.read(task) is not None
-        except DamagedCellError as error:
+        except DamagedFileError as error:
             found, damaged[task.name] = False, str(error)
         (done if found else missing).append(task)
         failure = None if found else store.failure(task)
@@ -90,8 +92,37 @@ def collect(study: Study, store: StudyStore, stages: Sequence[str] = ("short", "
     now = state(store, known)
     records = [record for task in now.done if (record := store.read(task)) is not None]
     faults = [*now.damaged.values(), *(f"{name} failed: {text.splitlines()[-1]}" for name, text in now.failed.items())]
-    references = {env: mean for env in study.environments if (mean := store.reference(env)) is not None}
-    return Results(study.name, study.description, records, references, len(study.cells), faults, study.confidence)
+    references, damaged = read_references(study, store)
+    return Results(
+        study.name,
+        study.description,
+        records,
+        references,
+        len(study.cells),
+        [*faults, *damaged],
+        study.confidence,
+        Counter(cell.variant for cell in {replace(cell, seed=0) for cell in study.cells if cell.sparsity}),
+    )
+
+
+def read_references(study: Study, store: StudyStore) -> tuple[dict[str, float], list[str]]:
+    """
+    The mean returns of random actions.
+
+    :param study: the study
+    :param store: its files
+    :return: by environment, those that are known; and what is wrong with files that are damaged
+    """
+    found: dict[str, float] = {}
+    damaged = []
+    for env in study.environments:
+        try:
+            mean = store.reference(env)
+        except DamagedFileError as error:
+            damaged.append(str(error))
+        else:
+            found |= {} if mean is None else {env: mean}
+    return found, damaged
 
 
 class Estimate:

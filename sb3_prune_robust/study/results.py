@@ -24,6 +24,8 @@ class Results:
     :param planned: number of cells in the grid, finished or not
     :param faults: a sentence for each cell whose file is damaged, or whose last run failed
     :param confidence: level of all intervals
+    :param tried: by environment, algorithm, policy, scores, distribution and schedule, the number of sparsities in the grid:
+        what intervals are corrected for, finished or not
     """
 
     name: str
@@ -33,11 +35,16 @@ class Results:
     planned: int
     faults: Sequence[str] = field(default_factory=tuple)
     confidence: float = 0.95
+    tried: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each cell, stage and eps: means over episodes and states; what is not there is NaN."""
-        return pd.DataFrame([row for record in self.records for row in _rows(record)])
+        rows = [{**row, "n_planned": self._planned(record["cell"])} for record in self.records for row in _rows(record)]
+        return pd.DataFrame(rows)
+
+    def _planned(self, cell: Mapping[str, Any]) -> int:
+        return self.tried.get(tuple(str(cell[axis]) for axis in AXES[:-2]), 0)
 
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -99,9 +99,7 @@ class Local:
     def _judge(self, exitcode: int | None, monitor: Monitor, store: StudyStore) -> None:
         """Whether another worker may take the place of one that died."""
         if exitcode == DISK_FULL:
-            raise DiskFullError(
-                f"no space is left for {store.folder}; what is finished is whole: make room and run this again"
-            )
+            raise DiskFullError(f"no space is left for {store.folder}; what is finished is whole: make room, run this again")
         self._deaths = 1 if monitor.n_done > self._done_at_death else self._deaths + 1
         self._done_at_death = monitor.n_done
         if self._deaths >= _DEATHS:
@@ -175,4 +173,4 @@ class Monitor:
 
 def default_workers() -> int:
     """One for each processor that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS

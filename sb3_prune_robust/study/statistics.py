@@ -68,7 +68,8 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
     :param frame: of the results
     :return: the columns of the pruned agents; ``dense_`` with ``clean``, ``worst`` and each ``attack:``, ``tv:`` and
         ``radius:`` (NaN if there is no dense agent); ``paired``, whether there is one and both were played the same attacks;
-        ``n_tried``, the number of sparsities of the variant in this environment, at any stage
+        ``n_tried``, the number of sparsities of the variant in this environment, at any stage, and in the grid: those that are
+        not finished yet count as well
     :raises ValueError: if a cell is there twice
     """
     frame = _checked(frame)
@@ -79,7 +80,7 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
     attacks = [name for name in values if str(name).startswith("attack:")]
     same = both[attacks].notna().to_numpy() == both[[f"dense_{name}" for name in attacks]].notna().to_numpy()
     both["paired"] = both["dense_worst"].notna() & same.all(axis=1)
-    both["n_tried"] = both.groupby(["env", *VARIANT])["sparsity"].transform("nunique")
+    both["n_tried"] = both.groupby(["env", *VARIANT])["sparsity"].transform("nunique").clip(lower=both["n_planned"])
     return both
 
 

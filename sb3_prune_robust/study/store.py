@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -19,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from sb3_prune_robust.evaluation.identity import digest, normal_form
-from sb3_prune_robust.evaluation.report import write_files
 from sb3_prune_robust.study.cells import Cell
 from sb3_prune_robust.study.config import Attacks, Study
+from sb3_prune_robust.study.files import DamagedFileError, read_checked, write_checked
 
 STAGES = ("short", "strong")
 _DIGITS = 10
-
-
-class DamagedCellError(ValueError):
-    """The file of a cell is cut short, changed, or of something else."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +90,21 @@ class StudyStore:
 
         :param task: the task
         :return: its record, ``None`` if it is not finished
-        :raises DamagedCellError: if there is a file that is not whole or of something else
+        :raises DamagedFileError: if there is a file that is not whole or of something else
         """
         path = self._path("cells", task.name)
         if not path.exists():
             return None
-        record = _checked(path)
+        record = read_checked(path)
         if record.pop("key") != task.key:
-            raise DamagedCellError(f"{path} is of something else than its name says")
+            raise DamagedFileError(f"{path} is of something else than its name says")
         return record
 
     def is_done(self, task: Task) -> bool:
         """Whether the cell's file is there and whole."""
         try:
             return self.read(task) is not None
-        except DamagedCellError:
+        except DamagedFileError:
             return False
 
     def write(self, task: Task, record: Mapping[str, Any]) -> None:
@@ -117,29 +114,22 @@ class StudyStore:
         :param task: the task
         :param record: what JSON can hold, and numpy arrays
         """
-        self._write("cells", task.name, {**record, "key": task.key})
+        write_checked(self._path("cells", task.name), {**record, "key": task.key})
         self._path("failed", task.name).unlink(missing_ok=True)
-
-    def _write(self, kind: str, name: str, record: Mapping[str, Any]) -> None:
-        path = self._path(kind, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = normal_form(record)
-        text = json.dumps({"sha256": _sum(content), "record": content}, allow_nan=False)
-        write_files(path.parent, {path.name: text.encode()})
 
     def write_failure(self, task: Task, error: str) -> None:
         """
         :param task: what failed
         :param error: how, for whoever mends it
         """
-        self._write("failed", task.name, {"error": error, "when": time.strftime("%Y-%m-%d %H:%M:%S")})
+        write_checked(self._path("failed", task.name), {"error": error, "when": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def failure(self, task: Task) -> str | None:
         """The error of a task whose last run failed, ``None`` if it did not."""
         path = self._path("failed", task.name)
         try:
-            return str(_checked(path)["error"]) if path.exists() else None
-        except DamagedCellError as error:
+            return str(read_checked(path)["error"]) if path.exists() else None
+        except DamagedFileError as error:
             return str(error)
 
     def forget_failure(self, task: Task) -> None:
@@ -149,16 +139,42 @@ class StudyStore:
         self._path("failed", task.name).unlink(missing_ok=True)
 
     def reference(self, env: str) -> float | None:
-        """The mean return of random actions, ``None`` if it is not known yet."""
-        path = self._path("references", env.replace("/", "_"))
-        return float(_checked(path)["mean"]) if path.exists() else None
+        """
+        The mean return of random actions.
 
-    def write_reference(self, env: str, returns: Any) -> None:
+        :param env: environment id
+        :return: ``None`` if it is not known yet
+        :raises DamagedFileError: if its file is not whole or of another environment
+        """
+        path = self._path("references", env.replace("/", "_"))
+        if not path.exists():
+            return None
+        found = read_checked(path)
+        if found.get("env") != env:
+            raise DamagedFileError(f"{path} is of {found.get('env')!r}, not of {env!r} as its name says")
+        return float(found["mean"])
+
+    def write_reference(self, env: str, returns: npt.NDArray[Any]) -> None:
         """
         :param env: environment id
-        :param returns: of episodes with random actions
+        :param returns: of episodes with random actions, shape ``(n,)``
         """
-        self._write("references", env.replace("/", "_"), {"mean": float(returns.mean()), "returns": returns})
+        content = {"env": env, "mean": float(returns.mean()), "returns": returns}
+        write_checked(self._path("references", env.replace("/", "_")), content)
+
+    @contextlib.contextmanager
+    def training(self, task: Task) -> Iterator[Path]:
+        """
+        While in use, nobody else trains this agent: tasks that measure it otherwise share its folder, and wait here.
+
+        :param task: the task
+        :return: the agent's folder
+        """
+        path = self.agent(task)
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f"{path.name}.lock"), "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield path
 
     @contextlib.contextmanager
     def claimed(self, task: Task) -> Iterator[Any]:
@@ -185,7 +201,7 @@ class StudyStore:
         for path in sorted((self.folder / "running").glob("*.json")):
             with contextlib.suppress(FileNotFoundError), open(path) as file:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     with contextlib.suppress(ValueError):  # being written
                         found[path.stem] = json.loads(file.read())
@@ -213,19 +229,3 @@ class Progress:
             return
         self._said = time.time()
         self.path.write_text(json.dumps({"what": what, "share": round(share, 3), "since": self.since, "pid": os.getpid()}))
-
-
-def _sum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    """What a file holds, if it is whole."""
-    try:
-        found = json.loads(path.read_bytes())
-        content, expected = found["record"], found["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCellError(f"{path} is cut short or no file of a study: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or _sum(content) != expected:
-        raise DamagedCellError(f"{path} is damaged: its content does not have the checksum that it states")
-    return content

@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_prune_robust.evaluation.identity import normal_form
 from sb3_prune_robust.pruning import sparsity
+from sb3_prune_robust.study.files import read_checked, write_checked
 from sb3_prune_robust.tuning.algorithms import register_algorithms
+from sb3_prune_robust.tuning.entries import with_lipschitz
 
 CHECKPOINT_SECONDS = 60.0  # of wall time: what a kill costs at most
 _MODEL, _STATISTICS, _BUFFER, _ABOUT = "model.zip", "vecnormalize.pkl", "replay_buffer.pkl", "about.json"
-_FINAL = "final"
+FINAL = "final"
+_SEED_OF_RESUMED = 2**28  # far from the seeds of held-out episodes
 
 Entry = dict[str, Any]
 Say = Callable[[str, float], object]
@@ -64,7 +67,8 @@ def make_entry(key: Mapping[str, Any]) -> Entry:
     :return: the environment's entry with the cell's algorithm arguments, policy and pruning
     """
     cell = key["cell"]
-    entry = {**key["entry"], **key["algorithm"], **_policy(cell["env"], cell["algorithm"], key["policy"])}
+    entry = {**key["entry"], **key["algorithm"]}
+    entry |= _policy(cell["env"], cell["algorithm"], key["policy"], entry.get("policy_kwargs"))
     if cell["sparsity"]:
         arguments = {
             "final_sparsity": cell["sparsity"],
@@ -74,14 +78,14 @@ def make_entry(key: Mapping[str, Any]) -> Entry:
     return entry
 
 
-def _policy(env: str, algorithm: str, policy: Mapping[str, Any]) -> Entry:
+def _policy(env: str, algorithm: str, policy: Mapping[str, Any], policy_kwargs: Any) -> Entry:
     if "lipschitz" not in policy:
-        return {"policy": "MlpPolicy"}
+        return {"policy": "MlpLstmPolicy" if algorithm == "ppo_lstm" else "MlpPolicy"}
     discrete = not isinstance(gym.make(env).action_space, spaces.Box)
     kinds = (("sac", "SAC"), ("td3", "TD3"), ("ddpg", "TD3"), ("dqn", "DQN"))
     kind = next((kind for name, kind in kinds if algorithm.endswith(name)), "Categorical" if discrete else "Gaussian")
     name = f"sb3_prune_robust.policies.Lipschitz{kind}Policy"
-    return {"policy": name, "policy_kwargs": {"lipschitz": policy["lipschitz"]}}
+    return {"policy": name, "policy_kwargs": with_lipschitz(policy_kwargs, policy["lipschitz"])}
 
 
 def train(key: Mapping[str, Any], folder: Path, n_envs: int, on_progress: Say = lambda what, share: None) -> Trained:
@@ -95,21 +99,40 @@ def train(key: Mapping[str, Any], folder: Path, n_envs: int, on_progress: Say = 
     :return: the agent
     """
     register_algorithms()
-    started = time.process_time()
-    checkpoint = newest(folder)
+    started, key = time.process_time(), normal_form(key)
+    for left_over in folder.glob(".*.tmp"):  # of a worker that was killed while it saved
+        shutil.rmtree(left_over, ignore_errors=True)
+    checkpoint = newest(folder, key)
     manager, model = _set_up(key, checkpoint)
-    about = {"cpu_seconds": 0.0, "resumed": 0} if checkpoint is None else _about(checkpoint)
-    if checkpoint is None or checkpoint.name != _FINAL:
-        about["resumed"] += checkpoint is not None
+    about: dict[str, Any] = {"cpu_seconds": 0.0, "resumed": 0} if checkpoint is None else read_checked(checkpoint / _ABOUT)
+    if checkpoint is None or checkpoint.name != FINAL:
+        about = {**about, "key": key, "resumed": about["resumed"] + (checkpoint is not None)}
         saver = _Checkpoints(folder, about, started, manager.n_timesteps, on_progress)
         steps = max(0, manager.n_timesteps - model.num_timesteps)
         model.learn(steps, callback=[*manager.callbacks, saver], reset_num_timesteps=checkpoint is None)
-        about = saver.save(_FINAL)
-        _remove_all_but(folder, _FINAL)
+        about = saver.save(FINAL)
+        _remove_all_but(folder, FINAL)
     venv = manager.create_envs(n_envs, eval_env=True, no_log=True)
     sync_envs_normalization(model.get_env(), venv)
     model.get_env().close()
-    return Trained(model, venv, about)
+    return Trained(model, venv, {name: value for name, value in about.items() if name not in ("key", "files")})
+
+
+def check_entries(keys: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Set up each kind of training, so that what cannot work is said before hours are spent on others.
+
+    :param keys: as :meth:`~sb3_prune_robust.study.config.Study.key` gives them
+    :raises ValueError: with the environment, algorithm and policy, and what is wrong
+    """
+    register_algorithms()
+    kinds = {tuple(key["cell"][axis] for axis in ("env", "algorithm", "policy")): key for key in keys}
+    for kind, key in kinds.items():
+        try:
+            _set_up(key, None)[1].get_env().close()
+        except Exception as error:  # whatever an entry can make the zoo and SB3 raise
+            what = " ".join(str(error).split())
+            raise ValueError(f"{', '.join(kind)} cannot be trained: {type(error).__name__}: {what}") from error
 
 
 def _set_up(key: Mapping[str, Any], checkpoint: Path | None) -> tuple[Any, Any]:
@@ -136,7 +159,7 @@ def _loaded(cell: Mapping[str, Any], checkpoint: Path, venv: VecEnv) -> Any:
     if (checkpoint / _BUFFER).exists():
         model.load_replay_buffer(checkpoint / _BUFFER)
     # Random numbers are not kept: those of the start again would repeat the noise and the episodes that were seen.
-    model.set_random_seed(cell["seed"] + model.num_timesteps)
+    model.set_random_seed(cell["seed"] + model.num_timesteps + _SEED_OF_RESUMED)
     return model
 
 
@@ -172,7 +195,7 @@ class _Checkpoints(BaseCallback):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         try:
-            about = self._write(place, name == _FINAL)
+            about = self._write(place, name == FINAL)
             shutil.rmtree(self.folder / name, ignore_errors=True)  # a damaged one
             os.replace(place, self.folder / name)
         finally:
@@ -194,36 +217,36 @@ class _Checkpoints(BaseCallback):
             "sha256": _sha256(place / _MODEL),
             "files": {path.name: _sha256(path) for path in sorted(place.iterdir())},
         }
-        (place / _ABOUT).write_text(json.dumps(about))
+        write_checked(place / _ABOUT, about)
         return about
 
 
-def newest(folder: Path) -> Path | None:
+def newest(folder: Path, key: Mapping[str, Any]) -> Path | None:
     """
-    The newest checkpoint that is whole; the finished agent is the newest of all.
+    The newest checkpoint that is whole and of this training; the finished agent is the newest of all.
 
     :param folder: of the checkpoints
+    :param key: of the training, as JSON gives it back
     :return: its folder, ``None`` if there is none
     """
     places = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    for place in sorted(places, key=lambda path: (path.name == _FINAL, path.name), reverse=True):
+    for place in sorted(places, key=lambda path: (path.name == FINAL, path.name), reverse=True):
         try:
-            _check(place)
+            _check(place, key)
             return place
-        except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"checkpoint {place} is damaged, so it is not used: {error}", DamagedCheckpointWarning, stacklevel=2)
+        except (OSError, ValueError) as error:
+            text = f"checkpoint {place} is damaged or of another training, so it is not used: {error}"
+            warnings.warn(text, DamagedCheckpointWarning, stacklevel=2)
     return None
 
 
-def _check(place: Path) -> None:
-    for name, expected in _about(place)["files"].items():
+def _check(place: Path, key: Mapping[str, Any]) -> None:
+    about = read_checked(place / _ABOUT)
+    if about.get("key") != key or _MODEL not in about.get("files", {}):
+        raise ValueError("it is of another training")
+    for name, expected in about["files"].items():
         if _sha256(place / name) != expected:
             raise ValueError(f"{name} does not have its checksum")
-
-
-def _about(place: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place / _ABOUT).read_text())
-    return found
 
 
 def _sha256(path: Path) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ import torch as th
 
 from sb3_prune_robust.evaluation.loading import make_env
 from sb3_prune_robust.study.config import Study, make_study
+from sb3_prune_robust.study.files import DamagedFileError
 from sb3_prune_robust.study.measure import random_returns, run_task
 from sb3_prune_robust.study.store import StudyStore, Task
 
 DISK_FULL = 28  # exit code: errno's own number
+_WAIT_SECONDS = 1.0
 N_RANDOM = 100  # episodes with random actions
 
 
@@ -39,7 +43,7 @@ def attempt(study: Study, store: StudyStore, task: Task) -> str:
     :return: ``"done"``, ``"taken"`` by another, or ``"failed"``: the error is kept
     :raises DiskFullError: if no space is left
     """
-    with store.claimed(task) as say:
+    with full_disk_told(store.folder), store.claimed(task) as say:
         if say is None:
             return "taken"
         if store.is_done(task):
@@ -52,9 +56,25 @@ def attempt(study: Study, store: StudyStore, task: Task) -> str:
             return "done"
         except Exception as error:  # one cell that cannot be done must not stop the others
             if _is_full(error):
-                raise DiskFullError(f"no space is left for {store.folder}: {error}") from error
+                raise
             store.write_failure(task, traceback.format_exc())
             return "failed"
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """
+    While in use, whatever error a full disk causes becomes a :class:`DiskFullError`.
+
+    :param folder: of the study
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        text = f"no space is left for {folder}; what is finished is whole: make room and run this again"
+        raise DiskFullError(text) from error
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -80,11 +100,25 @@ def work(source: Any, folder: str | Path, tasks: Sequence[Task]) -> None:
     quieten()
     study, store = make_study(source), StudyStore(folder)
     try:
-        for task in tasks:
-            attempt(study, store, task)
+        finish(study, store, tasks)
     except DiskFullError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(DISK_FULL)
+
+
+def finish(study: Study, store: StudyStore, tasks: Sequence[Task]) -> None:
+    """
+    Do tasks, and come back to those that others are at until these are done: they may die.
+
+    :param study: the study
+    :param store: its files
+    :param tasks: in this order
+    """
+    left = list(tasks)
+    while left:
+        left = [task for task in left if attempt(study, store, task) == "taken"]
+        if left:
+            time.sleep(_WAIT_SECONDS)
 
 
 def _end_with_parent() -> None:
@@ -109,7 +143,15 @@ def write_references(study: Study, store: StudyStore) -> None:
     :param store: its files
     """
     for env in study.environments:
-        if store.reference(env) is None:
+        if not _is_there(store, env):
             venv = make_env(env, 1)
             store.write_reference(env, random_returns(venv, N_RANDOM))
             venv.close()
+
+
+def _is_there(store: StudyStore, env: str) -> bool:
+    try:
+        return store.reference(env) is not None
+    except DamagedFileError as error:
+        print(f"{error}; random actions are played again", file=sys.stderr)
+        return False

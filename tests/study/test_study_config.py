@@ -41,10 +41,35 @@ ENVIRONMENT = SMALL["environments"]["CartPole-v1"]
         ({"seeds": [1]}, "section 'seeds' is unknown"),
         ({"environments": {"CartPol-v1": ENVIRONMENT}}, "CartPol-v1"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": [0]}}}, "eps must be one or more positive"),
+        ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": [0.1, 0.1]}}}, "each once"),
+        ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": True}}}, "eps must be"),
+        ({"environments": {"CartPole-v1": {**ENVIRONMENT, "clip_rewards": [5, 0]}}}, "clip_rewards must be two numbers"),
+        ({"environments": {"CartPole-v1": {**ENVIRONMENT, "clip_rewards": 5}}}, "clip_rewards must be two numbers"),
+        ({"environments": {"CartPole-v1": {**ENVIRONMENT, "entry": []}}}, "entry must be a mapping"),
+        ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": "1e6"}, "eps": 1}}}, "n_timesteps must be a.*got '1e6'"),
+        ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": float("inf")}, "eps": 1}}}, "n_timesteps must be"),
+        ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": True}, "eps": 1}}}, "n_timesteps must be"),
+        ({"environments": {"FrozenLake-v1": ENVIRONMENT}}, "FrozenLake-v1: its observations are Discrete"),
+        ({"environments": ["CartPole-v1"]}, "environments must be a mapping"),
+        ({"algorithms": ["ppo"]}, "algorithms must be a mapping"),
+        ({"algorithms": {"ppo": 3}}, "algorithms: ppo must be a mapping"),
+        ({"algorithms": {"ppo": {"callback": []}}}, "algorithms: ppo: callback is set by the study"),
+        ({"algorithms": {"sappo": {"eps": 0.3}}}, "algorithms: sappo: eps is set by the study"),
+        ({"policies": {"../x": {}}}, "each name must be of letters"),
+        ({"policies": {1: {}}}, "each name must be of letters"),
+        ({"policies": {"none": {}}}, "not 'none'"),
+        ({"grid": 5}, "grid must be a list of blocks"),
+        ({"grid": [{"sparsities": [False], "seeds": [0]}]}, "every sparsity must lie"),
+        ({"grid": [{"sparsities": [0.5], "seeds": [0], "scores": [["random"]]}]}, "is unknown"),
+        ({"evaluation": {"n_episodes": 3}}, "evaluation: attacks is missing"),
+        ({"evaluation": {**SMALL["evaluation"], "attacks": "mad"}}, "attacks must be a list of names"),
+        ({"evaluation": {**SMALL["evaluation"], "attack_steps": "1e5"}}, "attack_steps must be a whole number"),
+        ({"evaluation": {**SMALL["evaluation"], "attack_seconds": "9"}}, "attack_seconds must be a number"),
+        ({"strong": {}}, "strong: attacks is missing"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": []}}}, "eps must be"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "epsilon": 1}}}, "'epsilon' is unknown"),
         ({"environments": {"CartPole-v1": {"eps": 0.1}}}, "entry"),
-        ({"environments": {"CartPole-v1": {"entry": {"n_steps": 8}, "eps": 0.1}}}, "n_timesteps must be a positive"),
+        ({"environments": {"CartPole-v1": {"entry": {"n_steps": 8}, "eps": 0.1}}}, "n_timesteps is missing"),
         ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": 8, "policy": "A"}, "eps": 0.1}}}, "policy is set by"),
         ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": 8, "callback": []}, "eps": 0.1}}}, "callback is set by"),
         ({"algorithms": {"papo": {}}}, "'papo' is unknown, maybe you meant"),
@@ -57,12 +82,12 @@ ENVIRONMENT = SMALL["environments"]["CartPole-v1"]
         ({"grid": [{"sparsities": [0.5], "seeds": [0], "scores": ["size"]}]}, "scores: 'size' is unknown"),
         ({"grid": [{"sparsities": [0.5], "seeds": [0], "policies": ["bounded"]}]}, "policies: 'bounded' is unknown"),
         ({"grid": [{"sparsities": [0.5], "seeds": [0], "algorithms": ["sappo"]}]}, "algorithms: 'sappo' is unknown"),
-        ({"grid": [3]}, "each block must be a mapping"),
+        ({"grid": [3]}, "each block, of .* must be a mapping"),
         ({"evaluation": {**SMALL["evaluation"], "attacks": ["madd"]}}, "evaluation: attacks: 'madd' is unknown"),
         ({"evaluation": {**SMALL["evaluation"], "n_episodes": 0}}, "evaluation: n_episodes must be a whole number"),
         ({"evaluation": {**SMALL["evaluation"], "norm": "l1"}}, "norm must be"),
         ({"strong": {"attacks": ["strong"], "attack_seconds": -1}}, "strong: budget: seconds=-1"),
-        ({"strong": ["strong"]}, "strong: a mapping is needed"),
+        ({"strong": ["strong"]}, "strong must be a mapping"),
         ({"confidence": 0.3}, "confidence must lie in"),
     ],
 )
@@ -74,7 +99,7 @@ def test_what_is_wrong_is_named(sections, said, tmp_path):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text, said", [("{", "is not YAML"), ("3", "a mapping of"), (None, "cannot be read")])
+@pytest.mark.parametrize("text, said", [("{", "is not YAML"), ("3", "must be a mapping"), (None, "cannot be read")])
 def test_what_is_no_study_is_refused(text, said, tmp_path):
     path = tmp_path / "study.yml"
     if text is not None:

@@ -328,3 +328,20 @@ def test_variants_are_called_by_what_tells_them_apart():
     assert list(named.values()) == ["PPO, plain, magnitude", "PPO, plain, random", "PPO, lipschitz, magnitude", "PPO, plain"]
     assert labels([PLAIN, dense]) == {PLAIN: "PPO", dense: "PPO"}
     assert variants(table(*agents(0, [1], [1]), *agents(0.5, [1], [1]))) == [PLAIN, dense]
+
+
+def test_the_correction_counts_sparsities_that_are_not_finished_yet():
+    """Else the first sparsity to be finished would be judged as if it were the only one."""
+    records = study().records
+    whole = Results("", "", records, {}, 9)
+    one = [record for record in records if record["cell"]["sparsity"] in (0, 0.5)]
+    cell = next(record["cell"] for record in one if record["cell"]["sparsity"] == 0.5)
+    variant = tuple(cell[axis] for axis in ("env", "algorithm", "policy", "scores", "distribution", "schedule"))
+    alone, planned = (Results("", "", one, {}, 9, tried=tried) for tried in ({}, {variant: 6}))
+
+    def tried(found):
+        both = pairs(found.frame)
+        return set(both.loc[(both[["env", "algorithm", "policy", *variant_axes]] == variant).all(axis=1), "n_tried"])
+
+    variant_axes = ["scores", "distribution", "schedule"]
+    assert tried(alone) == {1} and tried(planned) == {6} and tried(whole) != {1}

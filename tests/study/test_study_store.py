@@ -1,6 +1,7 @@
 """The files of a study: whole or reported, whatever happens to them."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -9,7 +10,9 @@ import pytest
 from small import SMALL, changed, first, hold, write_often
 
 from sb3_prune_robust.study import worker
-from sb3_prune_robust.study.store import DamagedCellError, StudyStore, make_task
+from sb3_prune_robust.study.files import DamagedFileError
+from sb3_prune_robust.study.plan import read_references
+from sb3_prune_robust.study.store import StudyStore, make_task
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -45,7 +48,7 @@ def test_what_is_written_is_read(written):
 def test_a_damaged_file_is_never_used(written, spoil):
     store, task, path = written
     path.write_text(spoil(path.read_text()))
-    with pytest.raises(DamagedCellError, match=path.name):
+    with pytest.raises(DamagedFileError, match=path.name):
         store.read(task)
     assert not store.is_done(task)
 
@@ -54,7 +57,7 @@ def test_a_file_of_another_cell_is_never_used(written):
     store, _, path = written
     _, other = first(sparsity=0.5)
     os.rename(path, path.with_name(f"{other.name}.json"))
-    with pytest.raises(DamagedCellError, match="something else"):
+    with pytest.raises(DamagedFileError, match="something else"):
         store.read(other)
 
 
@@ -79,6 +82,60 @@ def test_the_name_tells_all_that_a_cell_depends_on():
     assert first(changed(grid=[{"sparsities": [0], "seeds": [0, 7]}]))[1] == task  # nor do other cells
     strong = make_task(first(changed(strong={"attacks": ["fgsm"]}))[0], task.cell, "strong")
     assert strong.name != task.name and strong.agent == task.agent
+
+
+def test_equal_numbers_are_the_same_cell():
+    _, task = first()
+    environment = SMALL["environments"]["CartPole-v1"]
+    same = {**environment, "eps": 0.1, "entry": {**environment["entry"], "n_timesteps": 1024.0}}
+    source = changed(environments={"CartPole-v1": same}, grid=[{"sparsities": [0.0], "seeds": [0]}])
+    assert first(source)[1].name == task.name
+
+
+def test_a_damaged_or_renamed_reference_is_told_and_played_again(tmp_path, capsys):
+    study, _ = first()
+    store = StudyStore(tmp_path)
+    worker.write_references(study, store)
+    mean, path = store.reference("CartPole-v1"), tmp_path / "references" / "CartPole-v1.json"
+    assert 15 < mean < 30
+    other = path.with_name("Acrobot-v1.json")
+    path.rename(other)
+    with pytest.raises(DamagedFileError, match="CartPole-v1"):
+        store.reference("Acrobot-v1")
+    path.write_bytes(other.read_bytes()[:-30])
+    assert read_references(study, store)[0] == {} and len(read_references(study, store)[1]) == 1
+    worker.write_references(study, store)
+    assert store.reference("CartPole-v1") == mean and "played again" in capsys.readouterr().err
+
+
+def test_looking_at_what_runs_does_not_take_a_task(tmp_path):
+    store, (_, task) = StudyStore(tmp_path), first()
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / f"{task.name}.json").write_text("")  # of a worker that was killed
+    held = open(tmp_path / "running" / f"{task.name}.json")
+    fcntl.flock(held, fcntl.LOCK_SH)  # as running() does
+    assert store.running() == {}
+    held.close()
+    with store.claimed(task) as say:
+        assert say is not None
+
+
+def test_one_agent_is_trained_by_one_worker(tmp_path):
+    _, task = first()
+    other = first(changed(evaluation={**SMALL["evaluation"], "n_episodes": 5}))[1]
+    store = StudyStore(tmp_path)
+    assert store.agent(task) == store.agent(other) and task.name != other.name
+    with store.training(task), open(f"{store.agent(other)}.lock") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_worker_comes_back_to_what_others_are_at(tmp_path, monkeypatch):
+    answers = iter(["taken", "done", "taken", "done"])
+    seen = []
+    monkeypatch.setattr(worker, "attempt", lambda *task: seen.append(task[-1]) or next(answers))
+    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.0)
+    worker.finish(None, None, ["a", "b"])
+    assert seen == ["a", "b", "a", "a"]
 
 
 def test_many_writers_leave_a_whole_file(tmp_path):
@@ -120,7 +177,7 @@ def test_a_full_disk_stops_the_worker_and_leaves_nothing_half_written(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(worker.DiskFullError, match="no space"):
+        with pytest.raises(worker.DiskFullError, match=r"no space is left.*make room"):
             worker.attempt(study, StudyStore(tmp_path), task)
     assert not list((tmp_path / "cells").iterdir()) and StudyStore(tmp_path).failure(task) is None
     assert worker.attempt(study, StudyStore(tmp_path), task) == "done"

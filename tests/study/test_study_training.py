@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_prune_robust import LipschitzCategoricalPolicy, sparsity
 from sb3_prune_robust.defences import SAPPO
+from sb3_prune_robust.evaluation.identity import normal_form
 from sb3_prune_robust.study import training
 from sb3_prune_robust.study.config import make_study
 from sb3_prune_robust.study.plan import short_tasks
@@ -27,7 +28,7 @@ def killed(source, folder, sparsity, after):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     study, task = first(source, sparsity)
-    return study, task, newest(StudyStore(folder).agent(task))
+    return study, task, newest(StudyStore(folder).agent(task), normal_form(study.key(task.cell)))
 
 
 def test_a_killed_training_continues_from_its_checkpoint(tmp_path):
@@ -63,11 +64,32 @@ def test_a_damaged_checkpoint_is_told_and_not_used(tmp_path, file):
     content = (tmp_path / "final" / file).read_bytes()
     (tmp_path / "final" / file).write_bytes(content[:-10])
     with pytest.warns(training.DamagedCheckpointWarning, match="final"):
-        assert newest(tmp_path) == tmp_path / "000000000512"
+        assert newest(tmp_path, normal_form(study.key(task.cell))) == tmp_path / "000000000512"
     (tmp_path / "000000000512" / file).unlink()
     with pytest.warns(training.DamagedCheckpointWarning):
         trained = train(study.key(task.cell), tmp_path, 2)
     assert trained.about["resumed"] == 0 and trained.about["timesteps"] == 1024
+
+
+def test_an_agent_of_another_cell_is_not_taken_for_this_ones(tmp_path):
+    study, task = first(NORMALIZED)
+    train(study.key(task.cell), tmp_path, 2)
+    _, other = first(NORMALIZED, 0.5)
+    with pytest.warns(training.DamagedCheckpointWarning, match="of another training"):
+        assert sparsity(train(study.key(other.cell), tmp_path, 2).model)["actor"] == pytest.approx(0.5, abs=0.001)
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is():
+    keys = [study.key(task.cell) for study, task in [first(with_entry(n_step=5))]]
+    with pytest.raises(ValueError, match=r"CartPole-v1, ppo, plain cannot be trained: TypeError.*n_step"):
+        training.check_entries(keys)
+
+
+def test_a_bound_joins_the_entrys_own_policy_arguments():
+    source = {**with_entry(policy_kwargs="dict(net_arch=[8])"), "policies": {"bounded": {"lipschitz": 3.0}}}
+    source["grid"] = [{"policies": ["bounded"], "sparsities": [0], "seeds": [0]}]
+    study, task = first(source)
+    assert eval(make_entry(study.key(task.cell))["policy_kwargs"]) == {"net_arch": [8], "lipschitz": 3.0}
 
 
 def test_a_replay_buffer_is_kept_with_a_checkpoint(tmp_path, monkeypatch):

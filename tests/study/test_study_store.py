@@ -108,10 +108,10 @@ def test_a_damaged_or_renamed_reference_is_told_and_played_again(tmp_path, capsy
     assert store.reference("CartPole-v1") == mean and "played again" in capsys.readouterr().err
 
 
-def test_looking_at_what_runs_does_not_take_a_task(tmp_path):
+def test_two_that_look_at_what_runs_do_not_take_each_other_for_workers(tmp_path):
     store, (_, task) = StudyStore(tmp_path), first()
     (tmp_path / "running").mkdir()
-    (tmp_path / "running" / f"{task.name}.json").write_text("")  # of a worker that was killed
+    (tmp_path / "running" / f"{task.name}.json").write_text('{"what": "training"}')  # its worker was killed
     held = open(tmp_path / "running" / f"{task.name}.json")
     fcntl.flock(held, fcntl.LOCK_SH)  # as running() does
     assert store.running() == {}

@@ -34,6 +34,7 @@ from sb3_prune_robust.evaluation import rollout
 from sb3_prune_robust.evaluation.clean_play import play_clean
 from sb3_prune_robust.evaluation.loading import make_env
 from sb3_prune_robust.evaluation.return_certificate import largest_certified_eps
+from sb3_prune_robust.evaluation.statistics import t_interval
 from sb3_prune_robust.policies import LipschitzGaussianPolicy
 from sb3_prune_robust.pruning import PruningCallback, sparsity
 
@@ -91,7 +92,7 @@ N_EPISODES, SEED = 50, 0
 CERTIFIED: dict[str, Any] = dict(n_episodes=200, n_calibration=50, seed=1_000_000)
 CONFIDENCE, SHARE = 0.99, 0.5
 CLIP = {"Hopper-v5": (0.0, 5.0), "HalfCheetah-v5": (-1.0, 15.0)}
-HEADER = ("agent", "seeds", "clean", *ATTACKS, "worst, mean [each]", "eps for half [each]")
+HEADER = ("agent", "seeds", "clean", *ATTACKS, "worst, mean [each]", "worst, minus PPO's", "eps for half [each]")
 
 
 def load(env: str, agent: str, path: Path) -> Any:
@@ -149,16 +150,17 @@ def report() -> str:
             cells(*HEADER),
         ]
         lines.append("|" + "---|" * len(HEADER))
+        ppo = {seed: worst(row) for (of, agent, seed), row in found.items() if (of, agent) == (env, "ppo")}
         for agent in AGENTS:
             own = [row for key, row in sorted(found.items()) if key[:2] == (env, agent)]
             if own:
-                lines.append(summary(agent, own))
+                lines.append(summary(agent, own, ppo))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def summary(agent: str, own: list[dict[str, Any]]) -> str:
-    """A line: means over seeds; worst is, for each seed, the lowest of its attacks' means."""
+def summary(agent: str, own: list[dict[str, Any]], ppo: dict[int, float]) -> str:
+    """A line: means over seeds; worst is, for each seed, the lowest of its attacks' means, beside PPO's of that seed."""
     each = [worst(row) for row in own]
     by_attack = [[np.mean(row["attacks"][name]) for row in own if name in row["attacks"]] for name in ATTACKS]
     certified_eps = [row["half_eps"] for row in own]
@@ -168,8 +170,15 @@ def summary(agent: str, own: list[dict[str, Any]]) -> str:
         f"{np.mean([np.mean(row['clean']) for row in own]):.0f}",
         *(f"{np.mean(values):.0f}" if values else "-" for values in by_attack),
         f"**{np.mean(each):.0f}** [{', '.join(f'{one:.0f}' for one in each)}]",
+        "-" if agent == "ppo" else gain(np.array([worst(row) - ppo[row["seed"]] for row in own if row["seed"] in ppo])),
         f"{np.mean(certified_eps):.2g} [{', '.join(f'{one:.2g}' for one in certified_eps)}]",
     )
+
+
+def gain(differences: Any) -> str:
+    """A mean with Student's interval at 95 %, over seeds."""
+    found = t_interval(differences)
+    return f"{found.mean:.0f}" + ("" if found.low is None else f" [{found.low:.0f}, {found.high:.0f}]")
 
 
 def worst(row: dict[str, Any]) -> float:

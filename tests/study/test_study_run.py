@@ -68,7 +68,11 @@ def test_a_study_from_end_to_end(finished):
     frame = pd.read_parquet(out / "cells.parquet")
     assert sorted(frame["sparsity"]) == [0, 0, 0.5, 0.5] and sorted(frame["seed"]) == [0, 0, 1, 1]
     assert (frame["reached"].round(2) == frame["sparsity"]).all() and (frame["worst"] <= frame["attack:mad"]).all()
-    assert frame["tv:crown"].between(0, frame["tv:abs"]).all()
+    assert frame["tv:crown"].between(0, frame["tv:abs"]).all() and (frame["tv:crown"] > 0).all()
+    for path in (out / "cells").iterdir():  # an attack happened, and its returns are not the clean ones under its name
+        record = json.loads(path.read_text())["record"]
+        mad = record["attacked"][0]["attacks"]["mad"]
+        assert mad["perturbed"] == 1 and mad["returns"] != record["clean"]["deterministic"]
     report = (out / "report.md").read_text()
     assert "CartPole-v1" in report and "not shown" in report
     assert (out / "report.html").read_text().count("<table") >= 3

@@ -33,6 +33,7 @@ def add_study(commands: Any) -> None:
     run.add_argument("--out", default="study", metavar="DIR", help="folder of the study (default: %(default)s)")
     run.add_argument("--workers", type=positive_int, metavar="N", help="processes of one thread (default: all processors)")
     run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster instead; 'auto': the one of this machine")
+    run.add_argument("--environments", nargs="+", metavar="ENV", help="those to run now, of CONFIG.yml's (default: all)")
     run.add_argument("--dry-run", action="store_true", help="print the cells and an estimate of the time, and run nothing")
     run.set_defaults(run=_run, kept=_kept)
     for name, action, text in (
@@ -70,9 +71,9 @@ def _run(args: argparse.Namespace, command: str) -> None:
     if args.dry_run and args.ray is not None:
         raise ValueError("dry-run: its estimate is for workers of this machine; leave out --ray, and give --workers")
     if args.dry_run:
-        return study.dry_run(args.config, Path(args.out), args.workers)
+        return study.dry_run(args.config, Path(args.out), args.workers, args.environments)
     try:
-        study.run(args.config, Path(args.out), args.workers, args.ray)
+        study.run(args.config, Path(args.out), args.workers, args.ray, args.environments)
     except study.UnfinishedError as error:  # not wrong input: exit code 1
         raise SystemExit(f"{PROGRAM} study run: error: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ class UnfinishedError(RuntimeError):
     """A run came to its end before the study did."""
 
 
-def run(config: str, folder: Path, workers: int | None, address: str | None) -> None:
+def run(
+    config: str, folder: Path, workers: int | None, address: str | None, environments: Sequence[str] | None = None
+) -> None:
     """
     Run what is missing of a study.
 
@@ -31,11 +34,11 @@ def run(config: str, folder: Path, workers: int | None, address: str | None) -> 
     :param folder: of the study
     :param workers: processes; ``None``: as many as there are processors
     :param address: of a Ray cluster; ``None``: on this machine
+    :param environments: ids of those to run now; ``None``: all
     :raises ValueError: if the file is wrong, or the folder another study's
     :raises UnfinishedError: if not all is done at the end
     """
-    study = read_study(config)
-    check_entries([study.key(cell) for cell in study.cells])
+    study = _read(config, environments)
     try:
         with full_disk_told(folder):
             store = _open(study, folder)
@@ -49,6 +52,14 @@ def run(config: str, folder: Path, workers: int | None, address: str | None) -> 
         )
     if now.missing:
         raise UnfinishedError(f"{len(now.missing)} cells are at work in another run, or were when it ended: run this again")
+
+
+def _read(config: str, environments: Sequence[str] | None) -> Study:
+    """The study, or its part in some environments, each kind of training set up once."""
+    study = read_study(config)
+    study = study if environments is None else study.only(environments)
+    check_entries([study.key(cell) for cell in study.cells])
+    return study
 
 
 def _open(study: Study, folder: Path) -> StudyStore:
@@ -68,16 +79,16 @@ def _kept(folder: Path) -> Study:
     return read_study(folder / CONFIG)
 
 
-def dry_run(config: str, folder: Path, workers: int | None) -> None:
+def dry_run(config: str, folder: Path, workers: int | None, environments: Sequence[str] | None = None) -> None:
     """
     Print what would be run, and how long it may take.
 
     :param config: the YAML file
     :param folder: of the study
     :param workers: processes; ``None``: as many as there are processors
+    :param environments: ids of those that would be run; ``None``: all
     """
-    study, store = read_study(config), StudyStore(folder)
-    check_entries([study.key(cell) for cell in study.cells])
+    study, store = _read(config, environments), StudyStore(folder)
     known = tasks(study, store)
     now = state(store, known)
     for task in now.missing:
@@ -90,8 +101,8 @@ def dry_run(config: str, folder: Path, workers: int | None) -> None:
     print(f"{of} to do: {hours:.1f} CPU hours, on {workers} workers {left(seconds, workers)}")
     if probed:
         print(f"{probed} kinds of cells were timed by seconds of training and play: right within a factor of two at best")
-    if study.strong is not None and not any(task.stage == "strong" for task in known):
-        print("strong attacks on the dense agents and the candidates come on top: these are known when the rest is finished")
+    if study.strong is not None and any(task.stage == "short" for task in now.missing):
+        print("strong attacks on dense agents and candidates come on top: these are known when the rest is finished")
 
 
 def status(folder: Path) -> None:

@@ -131,7 +131,7 @@ class Study:
     :param environments: by id
     :param algorithms: by RL Zoo's name, arguments over those of the environment's entry
     :param policies: by a name of your own, ``{"lipschitz": bound}`` for this package's, ``{}`` for SB3's
-    :param cells: the grid, each cell once
+    :param cells: the grid, each cell once, in the order of work: blocks as the file has them, first seeds first
     :param evaluation: of every agent
     :param strong: of the dense agents and the candidates, on top; ``None``: none
     :param description: what it asks, Markdown
@@ -159,6 +159,17 @@ class Study:
             "algorithm": {**dict(self.algorithms[cell.algorithm]), **eps},
             "policy": dict(self.policies[cell.policy]),
         }
+
+    def only(self, environments: Sequence[str]) -> Study:
+        """
+        The part of the study that is in some of its environments.
+
+        :param environments: their ids
+        :raises ValueError: if one is not the study's
+        """
+        _check_known("environments:", environments, self.environments)
+        kept = {env: one for env, one in self.environments.items() if env in environments}
+        return replace(self, environments=kept, cells=tuple(cell for cell in self.cells if cell.env in kept))
 
 
 def read_study(path: str | Path) -> Study:
@@ -205,7 +216,8 @@ def make_study(found: Any) -> Study:
     if not isinstance(found["grid"], list):
         raise ValueError(f"grid must be a list of blocks, got {found['grid']!r}")
     known: dict[str, Mapping[str, Any]] = {"environments": environments, "algorithms": algorithms, "policies": policies}
-    cells = dict.fromkeys(cell for block in found["grid"] for cell in _block(block, known))
+    blocks = (sorted(_block(block, known), key=lambda cell: cell.seed) for block in found["grid"])
+    cells = dict.fromkeys(cell for block in blocks for cell in block)
     return Study(
         str(found["name"]),
         environments,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from sb3_prune_robust.study.cells import NONE
 from sb3_prune_robust.study.config import Study
 from sb3_prune_robust.study.files import DamagedFileError
 from sb3_prune_robust.study.results import Results
@@ -34,30 +35,30 @@ class State:
 
 
 def short_tasks(study: Study) -> list[Task]:
-    """The first stage: every cell, environments taken in turn, first seeds first, so that what is unfinished is balanced."""
-    ordered = sorted(study.cells, key=lambda cell: cell.seed)
-    return [make_task(study, cell, "short") for cell in ordered]
+    """The first stage: every cell."""
+    return [make_task(study, cell, "short") for cell in study.cells]
 
 
 def strong_tasks(study: Study, store: StudyStore) -> list[Task]:
     """
-    The second stage: the dense agents, and the candidates by the results of the first.
+    The second stage: the dense agents, and the candidates by the first stage of their variant, where that is finished.
 
     :param study: the study
-    :param store: its files, the first stage finished
+    :param store: its files
     """
     if study.strong is None:
         return []
+    unfinished = {task.cell.variant for task in short_tasks(study) if not store.is_done(task)}
+    ready = [cell for cell in study.cells if not {cell.variant, (*cell.variant[:3], NONE, NONE, NONE)} & unfinished]
     spots = best_sparsities(collect(study, store, ["short"]).frame, study.confidence)
     chosen = set(spots[list(_CHOSEN)].itertuples(index=False, name=None))  # by any criterion, at any eps, supported or not
-    cells = [cell for cell in study.cells if cell.sparsity == 0 or tuple(cell.axes()[axis] for axis in _CHOSEN) in chosen]
-    return [make_task(study, cell, "strong") for cell in sorted(cells, key=lambda cell: cell.seed)]
+    cells = [cell for cell in ready if cell.sparsity == 0 or tuple(cell.axes()[axis] for axis in _CHOSEN) in chosen]
+    return [make_task(study, cell, "strong") for cell in cells]
 
 
 def tasks(study: Study, store: StudyStore) -> list[Task]:
-    """All tasks that are known: those of the second stage once the first is finished."""
-    short = short_tasks(study)
-    return short + (strong_tasks(study, store) if all(map(store.is_done, short)) else [])
+    """All tasks that are known: those of the second stage where the first is finished."""
+    return short_tasks(study) + strong_tasks(study, store)
 
 
 def state(store: StudyStore, todo: Iterable[Task]) -> State:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sb3_prune_robust.study.config import Study
-from sb3_prune_robust.study.plan import Estimate, State, clock, left, short_tasks, state, strong_tasks
+from sb3_prune_robust.study.plan import Estimate, State, clock, left, short_tasks, state, strong_tasks, tasks
 from sb3_prune_robust.study.store import StudyStore, Task
 from sb3_prune_robust.study.worker import DISK_FULL, DiskFullError, work, write_references
 
@@ -28,7 +28,7 @@ class WorkersDiedError(RuntimeError):
 
 def run_stages(study: Study, store: StudyStore, run: Run) -> State:
     """
-    Run what is missing of the first stage, then of the second.
+    Run what is missing of the first stage, then of the second for each variant whose first is finished.
 
     :param study: the study
     :param store: its files
@@ -36,14 +36,9 @@ def run_stages(study: Study, store: StudyStore, run: Run) -> State:
     :return: how far the study is then
     """
     write_references(study, store)
-    short = short_tasks(study)
-    _run(study, store, short, run)
-    now = state(store, short)
-    if now.missing:
-        return now
-    strong = strong_tasks(study, store)
-    _run(study, store, strong, run)
-    return state(store, [*short, *strong])
+    _run(study, store, short_tasks(study), run)
+    _run(study, store, strong_tasks(study, store), run)
+    return state(store, tasks(study, store))
 
 
 def _run(study: Study, store: StudyStore, todo: Sequence[Task], run: Run) -> None:

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 from small import SMALL, changed, die_at_once, first, full_disk
+from synthetic import record
 
 from sb3_prune_robust.cli import main
 from sb3_prune_robust.study import cluster, runner
 from sb3_prune_robust.study.config import make_study
-from sb3_prune_robust.study.plan import Estimate, collect, left, short_tasks, state, tasks
+from sb3_prune_robust.study.plan import Estimate, collect, left, short_tasks, state, strong_tasks, tasks
 from sb3_prune_robust.study.runner import Local, run_stages
 from sb3_prune_robust.study.store import StudyStore
 from sb3_prune_robust.study.worker import DiskFullError
@@ -142,6 +143,45 @@ def test_the_strong_attacks_meet_the_dense_agents_and_the_candidates(finished, c
     assert sorted(frame["stage"]) == ["short"] * 4 + ["strong"] * 2
     weak = frame[frame["stage"] == "strong"]
     assert weak["attack:fgsm"].notna().all() and weak["attack:mad"].isna().all()
+
+
+def test_candidates_wait_for_their_variant_and_its_dense_agents_and_for_no_other(tmp_path):
+    blocks = [
+        {"sparsities": [0, 0.5], "seeds": [0, 1]},
+        {"scores": ["random"], "sparsities": [0, 0.5], "seeds": [0]},
+        {"policies": ["lipschitz"], "sparsities": [0.5], "seeds": [0]},
+    ]
+    policies = {"plain": {}, "lipschitz": {"lipschitz": 4.0}}
+    both = make_study(changed(grid=blocks, policies=policies, strong={"attacks": ["fgsm"]}))
+    assert [cell.seed for cell in both.cells] == [0, 0, 1, 1, 0, 0]  # blocks in turn, first seeds first
+    store, todo = StudyStore(tmp_path), short_tasks(both)
+    for i in (0, 1, 3, 5):  # all pruned agents of the first block, one dense one; those with a Lipschitz bound have none
+        store.write(todo[i], record(todo[i].cell.axes(), worst={0.1: 80.0 if todo[i].cell.sparsity else 50.0}))
+    assert strong_tasks(both, store) == []
+    store.write(todo[2], record(todo[2].cell.axes()))
+    found = [task.cell for task in strong_tasks(both, store)]
+    assert [cell.seed for cell in found] == [0, 0, 1, 1] and {cell.scores for cell in found} == {"none", "magnitude"}
+
+
+def test_an_environment_at_a_time_with_both_stages(config, tmp_path):
+    one = {**SMALL["environments"]["CartPole-v1"], "eps": [0.1]}
+    sections = {
+        "environments": {"Acrobot-v1": one, "CartPole-v1": one},
+        "grid": [{"sparsities": [0], "seeds": [0, 1]}],
+        "strong": {"attacks": ["fgsm"], "n_episodes": 2},
+    }
+    asked = ("run", config(**sections), "--out", tmp_path, "--environments")
+    code, text = study(*asked, "CartPole-v1", "--workers", 1)
+    assert code == 0 and "4 of 4 done" in text
+    assert all(name.startswith("CartPole-v1") for name in files(tmp_path)) and len(files(tmp_path)) == 4
+    code, text = study("status", tmp_path)
+    assert code == 0 and "4 of 6 done" in text
+    frame = collect(make_study(changed(**sections)), StudyStore(tmp_path)).frame
+    assert sorted(frame["stage"]) == ["short"] * 2 + ["strong"] * 2
+    code, text = study(*asked, "Acrobot-v1", "--dry-run")
+    assert code == 0 and "2 of 2 to do" in text and "come on top" in text and "CartPole" not in text
+    code, text = study(*asked, "Carpole-v1")
+    assert code == 2 and "'Carpole-v1' is unknown, maybe you meant CartPole-v1" in text
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(config, tmp_path):

@@ -158,7 +158,7 @@ class _Report:
             "Raw returns: mean over seeds [each seed].",
             tables.raw_returns(rows, self.named),
             *self._figure(f"frontier-{name}", "Frontier", figures.draw_frontier, self.frontier, env, stage, self.confidence),
-            "Mean over seeds under each attack:",
+            "Mean over seeds under each attack; in brackets on how many agents, where it found nothing on the others:",
             tables.attack_returns(rows, self.named),
             *self._figure(f"bounds-{name}", "Bounds", figures_agents.draw_bounds, dense, env, stage),
             *self._figure(

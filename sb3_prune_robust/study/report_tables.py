@@ -81,7 +81,7 @@ def _dense_first(rows: pd.DataFrame, before: list[str]) -> list[tuple[Any, pd.Da
 
 def attack_returns(rows: pd.DataFrame, named: Named) -> str:
     """
-    Mean return over seeds under each attack.
+    Mean return over seeds under each attack; with the number of agents where it found nothing to learn on others.
 
     :param rows: of the results: one environment and stage
     :param named: what variants are called
@@ -90,10 +90,15 @@ def attack_returns(rows: pd.DataFrame, named: Named) -> str:
     attacks = [str(name) for name in rows if str(name).startswith("attack:") and rows[name].notna().any()]
     lines = []
     for key, group in _dense_first(rows, ["eps"]):
-        means = [group[name].mean() for name in attacks]
-        shown = ["-" if np.isnan(mean) else number(mean) for mean in means]
+        shown = [_mean_of(group[name]) for name in attacks]
         lines.append([f"{key[0]:g}", named[key[1:-1]], f"{key[-1]:g}", len(group), *shown])
     return table(["eps", "variant", "sparsity", "agents", *(name.removeprefix("attack:") for name in attacks)], lines)
+
+
+def _mean_of(returns: pd.Series) -> str:
+    known = returns.dropna()
+    few = f" ({len(known)})" if len(known) < len(returns) else ""
+    return "-" if known.empty else f"{number(known.mean())}{few}"
 
 
 def difference_table(found: pd.DataFrame, named: Named) -> str:

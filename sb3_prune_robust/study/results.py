@@ -72,7 +72,15 @@ def _attacked(one: Mapping[str, Any]) -> dict[str, Any]:
     means = {name: float(np.mean(played["returns"])) for name, played in one["attacks"].items()}
     worst = min(means, key=lambda name: means[name])
     columns = {f"attack:{name}": mean for name, mean in means.items()}
-    return {"eps": one["eps"], "norm": one["norm"], "worst": means[worst], "worst_attack": worst, **columns}
+    tried = ", ".join(sorted([*one["attacks"], *one["skipped"]]))  # an attack that found nothing was tried all the same
+    return {
+        "eps": one["eps"],
+        "norm": one["norm"],
+        "worst": means[worst],
+        "worst_attack": worst,
+        "attacks_tried": tried,
+        **columns,
+    }
 
 
 def _certified(one: Mapping[str, Any] | None) -> dict[str, Any]:

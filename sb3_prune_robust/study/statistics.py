@@ -67,19 +67,19 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
     :param frame: of the results
     :return: the columns of the pruned agents; ``dense_`` with ``clean``, ``worst`` and each ``attack:``, ``tv:`` and
-        ``radius:`` (NaN if there is no dense agent); ``paired``, whether there is one and both were played the same attacks;
+        ``radius:`` (NaN if there is no dense agent); ``paired``, whether there is one and the same attacks were tried on both;
         ``n_tried``, the number of sparsities of the variant in this environment, at any stage, and in the grid: those that are
         not finished yet count as well
     :raises ValueError: if a cell is there twice
     """
     frame = _checked(frame)
-    values = [name for name in frame if name in ("clean", "worst") or str(name).startswith(("attack:", "tv:", "radius:"))]
+    kinds = ("clean", "worst", "attacks_tried", "attack:", "tv:", "radius:")
+    values = [name for name in frame if str(name).startswith(kinds)]
     dense = frame.loc[frame["sparsity"] == 0, [*PAIR, *values]].rename(columns={name: f"dense_{name}" for name in values})
     both = frame[frame["sparsity"] > 0].merge(dense, on=PAIR, how="left")
-    # The minimum over more attacks is lower: agents that were not played the same ones cannot be compared.
-    attacks = [name for name in values if str(name).startswith("attack:")]
-    same = both[attacks].notna().to_numpy() == both[[f"dense_{name}" for name in attacks]].notna().to_numpy()
-    both["paired"] = both["dense_worst"].notna() & same.all(axis=1)
+    # The minimum over more attacks is lower: agents on which not the same ones were tried cannot be compared. One that found
+    # nothing to learn counts as tried: left out, the pairs lost would be those of agents that only pruning made vulnerable.
+    both["paired"] = both["dense_worst"].notna() & (both["attacks_tried"] == both["dense_attacks_tried"])
     both["n_tried"] = both.groupby(["env", *VARIANT])["sparsity"].transform("nunique").clip(lower=both["n_planned"])
     return both
 

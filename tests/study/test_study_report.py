@@ -9,7 +9,7 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from synthetic import PLAIN, cell, record, study
 
-from sb3_prune_robust.study import figures, figures_agents
+from sb3_prune_robust.study import figures, figures_agents, report_tables
 from sb3_prune_robust.study.aggregates import profiles
 from sb3_prune_robust.study.claims import regret
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
@@ -223,6 +223,15 @@ def test_raw_returns_are_those_of_each_seed(written):
     (dense,) = [row for row in found if row[:3] == ["PPO", "0", "0, 1, 2"]]
     assert dense[5] == expected
     assert any(row[2] == "0" and "[" not in row[3] for row in rows(section(written.text, "### Hopper-v5: short attacks")))
+
+
+def test_a_mean_over_some_of_the_agents_says_over_how_many():
+    records = [record(cell("CartPole-v1", PLAIN, 0, seed)) for seed in (0, 1)]
+    del records[1]["attacked"][0]["attacks"]["robust-sarsa"]
+    named = {("ppo", "plain", "none", "none", "none"): "PPO"}
+    text = report_tables.attack_returns(Results("", "", records, {}, 2).frame, named)
+    header, _, row = rows(text)
+    assert dict(zip(header, row, strict=True))["robust-sarsa"] == "60 (1)" and row[header.index("mad")] == "50"
 
 
 def test_verdicts(written):

@@ -78,6 +78,16 @@ def test_agents_that_met_other_attacks_are_no_pair():
     assert (row["n_pairs"], row["n_unpaired"]) == (0, 1) and np.isnan(row["mean"]) and not row["supported"]
 
 
+def test_an_attack_that_found_nothing_on_one_of_them_was_tried_on_both():
+    dense, pruned = agents(0, [100], [50]), agents(0.5, [100], [20])
+    one = dense[0]["attacked"][0]
+    del one["attacks"]["robust-sarsa"]
+    one["skipped"]["robust-sarsa"] = "nothing to learn"
+    frame = table(*dense, *pruned, *agents(0.5, [100, 100], [20, 30])[1:])
+    assert pairs(frame)["paired"].tolist() == [True, False]  # the second has no dense one
+    assert only(differences(frame), quantity="worst")["mean"] == -30
+
+
 def test_scale():
     frame = table(*agents(0, [100, 200], [50, 50]), *agents(0.5, [900, 900], [50, 50]))
     assert scale(frame, ENV, {ENV: 20.0}) == (20.0, 130.0)

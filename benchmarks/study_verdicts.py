@@ -1,0 +1,178 @@
+"""
+What the study's results say on the four claims, by the rules that docs/study/protocol.md fixed before the runs.
+
+    python benchmarks/study_verdicts.py      # a minute; reads docs/study/results, writes docs/study/verdicts.md
+
+Only the main comparison decides: PPO, magnitude, polynomial, by the short attacks at the first eps of each environment, and
+only environments in which all its agents are finished. A claim that the others can still turn is *open*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sb3_prune_robust.evaluation.statistics import t_interval
+from sb3_prune_robust.evaluation.sweet_spots import clean_threshold
+from sb3_prune_robust.evaluation.tables import number, table
+from sb3_prune_robust.study import claims
+from sb3_prune_robust.study.cells import NONE, Cell
+from sb3_prune_robust.study.config import Study, read_study
+from sb3_prune_robust.study.plan import collect
+from sb3_prune_robust.study.statistics import differences, normalised, pairs
+from sb3_prune_robust.study.store import StudyStore
+
+STUDY = Path(__file__).parents[1] / "docs" / "study"
+MAIN = (("ppo", "plain", "magnitude", "erk", "polynomial"), ("ppo", "plain", NONE, NONE, NONE))
+MODERATE = (0.3, 0.5, 0.7)
+Rows = list[list[object]]
+
+
+def main_cells(study: Study) -> set[Cell]:
+    """The cells that decide."""
+    return {cell for cell in study.cells if cell.variant[1:] in MAIN}
+
+
+def main_part(frame: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Short attacks at the first eps on the main comparison, in the environments where it is finished."""
+    first = {(env, one.eps[0]) for env, one in study.environments.items()}
+    wanted = main_cells(study)
+    cells = [Cell(*values) for values in frame[list(Cell.__dataclass_fields__)].itertuples(index=False, name=None)]
+    radii = zip(frame["env"], frame["eps"], strict=True)
+    chosen = np.array([cell in wanted and radius in first for cell, radius in zip(cells, radii, strict=True)])
+    missing = {cell.env for cell in wanted - set(np.array(cells, dtype=object)[chosen & (frame["stage"] == "short")])}
+    return frame[chosen & (frame["stage"] == "short") & ~frame["env"].isin(missing)]
+
+
+def decided(yes: int, done: int, total: int, confirmed: int, refuted_below: int) -> str:
+    """Of a claim that counts environments."""
+    if yes >= confirmed:
+        return "**confirmed**"
+    if yes + total - done < refuted_below:
+        return "**refuted**"
+    return "**undecided**" if done == total else "open"
+
+
+def bounds(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
+    """Claim 1: verdict, numbers, lines."""
+    both, lines, shares = pairs(main), [], []
+    for env, one in both.groupby("env", sort=False):
+        line: list[object] = [env, len(one)]
+        for name in ("tv:best", "tv:abs", "radius:best", "radius:abs"):
+            there = one[one[name].notna() & one[f"dense_{name}"].gt(0)]
+            lower, higher = ((there[name] < there[f"dense_{name}"]).mean(), (there[name] > there[f"dense_{name}"]).mean())
+            ratio = (there[name] / there[f"dense_{name}"]).median()
+            line.append(f"{lower:.0%} / {higher:.0%}, x{ratio:.3g}" if len(there) else "-")
+            shares += [(lower, higher)] if name.startswith("tv") else []
+        lines.append(line)
+    if any(higher >= 0.5 for _, higher in shares):
+        verdict = "**refuted**"
+    else:
+        whole = len(lines) == total
+        verdict = "open" if not whole else "**confirmed**" if all(low >= 0.9 for low, _ in shares) else "**undecided**"
+    kept = sum(low >= 0.9 for low, _ in shares[::2])
+    return verdict, f"`best` is smaller in 90 % of pairs or more in {kept} of {len(lines)} environments", lines
+
+
+def spots(main: pd.DataFrame, study: Study, references: dict[str, float]) -> tuple[str, str, Rows]:
+    """Claim 2: verdict, numbers, lines."""
+    found, total, lines, yes = differences(main, study.confidence), len(study.environments), [], 0
+    for env, one in found[found["quantity"] == "worst"].groupby("env", sort=False):
+        shown = [f"{number(r['mean'])} [{number(r['low'])}, {number(r['high'])}]{_sign(r)}" for _, r in one.iterrows()]
+        lines.append([env, *shown])
+        yes += bool(one["supported"].any())
+    over = over_environments(main, references, study.confidence)
+    lines.append(["all, normalised", *over["shown"]])
+    verdict = decided(yes, len(lines) - 1, total, 4, 1)
+    if verdict == "**refuted**" and (over["low"] > 0).any():
+        verdict = "**undecided**"
+    return verdict, f"a supported sparsity in {yes} of {len(lines) - 1} environments", lines
+
+
+def _sign(row: pd.Series) -> str:
+    return " **+**" if row["supported"] else " **-**" if row["harmful"] else ""
+
+
+def over_environments(main: pd.DataFrame, references: dict[str, float], confidence: float) -> pd.DataFrame:
+    """Mean over environments of the normalised differences in worst return, paired by seed, corrected for the sparsities."""
+    both = pairs(normalised(main, references)).assign(gain=lambda x: x["worst"] - x["dense_worst"])
+    by_seed = both.groupby(["sparsity", "seed"])["gain"].mean()
+    levels = sorted(both["sparsity"].unique())
+    ends = [t_interval(by_seed[level].to_numpy(), 1 - (1 - confidence) / len(levels)) for level in levels]
+    shown = [f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in ends]
+    return pd.DataFrame({"sparsity": levels, "low": [one.low for one in ends], "shown": shown})
+
+
+def kept(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
+    """Claim 3: verdict, numbers, lines."""
+    lines, yes = [], 0
+    for env, one in main.groupby("env", sort=False):
+        means = one.groupby("sparsity")["clean"].mean()
+        lines.append([env, *(number(mean) for mean in means)])
+        yes += all(means[level] >= clean_threshold(means[0.0]) for level in MODERATE)
+    return decided(yes, len(lines), total, 6, 4), f"kept at .3, .5 and .7 in {yes} of {len(lines)} environments", lines
+
+
+def frontier(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
+    """Claim 4: verdict, numbers, lines."""
+    found, lines, yes = claims.not_dominated(main), [], 0
+    for env, one in found.groupby("env", sort=False):
+        lines.append([env, _levels(one[one["dominates"]]), _levels(one[one["dominated"]])])
+        yes += bool(one["dominates"].any())
+    return decided(yes, len(lines), total, 6, 4), f"some sparsity dominates dense in {yes} of {len(lines)} environments", lines
+
+
+def _levels(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{level:g}" for level in rows["sparsity"]) or "none"
+
+
+def worst(main: pd.DataFrame) -> Rows:
+    """Mean worst return by environment and sparsity."""
+    means = main.groupby(["env", "sparsity"], sort=False)["worst"].mean().unstack()
+    return [[env, *map(number, row)] for env, row in zip(means.index, means.to_numpy(), strict=True)]
+
+
+def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> str:
+    """The page."""
+    main, total = main_part(frame, study), len(study.environments)
+    done = list(main["env"].unique())
+    header = ["environment", *(f"{level:g}" for level in sorted(main["sparsity"].unique()))]
+    one, two = bounds(main, total), spots(main, study, references)
+    three, four = kept(main, total), frontier(main, total)
+    names = ("1. Bounds tighten", "2. Sweet spots", "3. Clean return is kept", "4. Frontier")
+    verdicts = [[name, found[1], found[0]] for name, found in zip(names, (one, two, three, four), strict=True)]
+    sections: Sequence[str] = (
+        "# Verdicts\n\nWritten by `python benchmarks/study_verdicts.py` from `docs/study/results`, by the rules of the "
+        f"[protocol](protocol.md). Main comparison finished in {len(done)} of {total} environments: {', '.join(done)}.",
+        table(["claim", "numbers", "verdict"], verdicts),
+        "## Clean return (mean over five seeds) by sparsity",
+        table(header, three[2]),
+        "## Worst attacked return (mean over five seeds) by sparsity",
+        table(header, worst(main)),
+        "## 1. Bounds\n\nShare of pairs in which the pruned bound is lower / higher than the dense agent's, and median "
+        "ratio pruned / dense. `tv`: total variation of the action distribution, which decides; it saturates at 1. `radius`: "
+        "how far the network's output may move, which does not saturate.",
+        table([header[0], "pairs", "tv, best", "tv, abs", "radius, best", "radius, abs"], one[2]),
+        "## 2. Worst return minus the dense agent's\n\nMean of the pairs [interval, jointly at 95 % over the six sparsities]. "
+        "Normalised: 0 is random actions, 1 the dense clean mean.",
+        table([header[0], *header[2:]], two[2]),
+        "## 4. Frontier, by means",
+        table([header[0], "dominates dense in clean and worst", "dominated by dense"], four[2]),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def run() -> None:
+    """Write the page, or say that there is nothing yet."""
+    study, store = read_study(STUDY / "main.yml"), StudyStore(STUDY / "results")
+    results = collect(study, store)
+    if main_part(results.frame, study).empty:
+        raise SystemExit("the main comparison is finished in no environment yet")
+    (STUDY / "verdicts.md").write_text(write(results.frame, study, dict(results.references)))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,88 @@
+"""The verdicts of the package's own study, which benchmarks/study_verdicts.py gives by the protocol."""
+
+import importlib.util
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import changed
+from synthetic import record
+
+from sb3_prune_robust.study.config import make_study
+from sb3_prune_robust.study.results import Results
+
+_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_verdicts.py"
+_spec = importlib.util.spec_from_file_location("study_verdicts", _SCRIPT)
+verdicts = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(verdicts)
+
+ENVS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Four environments, two radii; one way of pruning that decides and one that does not."""
+    one = {"entry": {"n_timesteps": 100}, "eps": [0.1, 0.2]}
+    grid = [
+        {"sparsities": [0, 0.3, 0.5, 0.7], "seeds": [0, 1, 2]},
+        {"scores": ["random"], "sparsities": [0.5], "seeds": [0]},
+    ]
+    return make_study(changed(environments=dict.fromkeys(ENVS, one), grid=grid))
+
+
+def results(plan, clean=lambda cell: 100.0, worst=lambda cell: 50.0, tv=lambda cell: 0.1, keep=lambda cell: True):
+    """A study in which the second eps and random pruning say the opposite of what decides."""
+    rng = np.random.default_rng(0)
+    records = []
+    for cell in filter(keep, plan.cells):
+        other = cell.scores == "random"
+        low = 10.0 if other else worst(cell) + 0.1 * rng.normal()
+        one = record(cell.axes(), clean=10.0 if other else clean(cell), worst={0.1: low, 0.2: 1.0}, tv=tv(cell))
+        records.append(one)
+    tried = Counter(cell.variant for cell in {replace(cell, seed=0) for cell in plan.cells if cell.sparsity})
+    return Results("", "", records, dict.fromkeys(ENVS, 0.0), len(plan.cells), [], 0.95, tried)
+
+
+def found(plan, **how):
+    """By number of the claim, its verdict on the page."""
+    made = results(plan, **how)
+    page = verdicts.write(made.frame, plan, dict(made.references))
+    lines = [line.split("|") for line in page.splitlines() if line.startswith("|")]
+    return {int(line[1].strip()[0]): line[3].strip(" *") for line in lines if line[1].strip()[0:2] in ("1.", "2.", "3.", "4.")}
+
+
+def test_what_the_main_comparison_says_decides(plan):
+    better = dict(worst=lambda cell: 50 + 10 * cell.sparsity, tv=lambda cell: 0.1 * (1 - cell.sparsity))
+    assert found(plan, **better)[2] == "confirmed"  # supported in four environments
+    assert found(plan, clean=lambda cell: 100 - 10 * cell.sparsity, worst=lambda cell: 50 - 10 * cell.sparsity) == {
+        1: "undecided",  # equal bounds: neither lower nor higher
+        2: "refuted",
+        3: "undecided",  # kept in all four, which are not six
+        4: "refuted",
+    }
+    assert found(plan, tv=lambda cell: 0.1 * (1 + cell.sparsity))[1] == "refuted"
+    assert found(plan, clean=lambda cell: 80.0 if cell.sparsity == 0.7 else 100.0)[3] == "refuted"
+
+
+def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
+    noise = {env: sign for env, sign in zip(ENVS, (1, -1, 1, -1), strict=True)}
+    gain = lambda cell: 50 + (5 + 30 * noise[cell.env] * (cell.seed - 1)) * (cell.sparsity > 0)  # noqa: E731
+    assert found(plan, worst=gain)[2] == "undecided"
+
+
+def test_environments_that_are_not_finished_do_not_count_and_leave_claims_open(plan):
+    keep = lambda cell: (cell.env, cell.sparsity, cell.seed) != ("Acrobot-v1", 0.5, 2)  # noqa: E731
+    made = results(plan, keep=keep)
+    assert set(verdicts.main_part(made.frame, plan)["env"]) == set(ENVS) - {"Acrobot-v1"}
+    assert found(plan, keep=keep, tv=lambda cell: 0.1 * (1 - cell.sparsity))[1] == "open"
+    assert found(plan, keep=keep)[3] == "open"
+
+
+@pytest.mark.parametrize("yes, done, verdict", [
+    (6, 6, "**confirmed**"), (5, 6, "open"), (5, 7, "**undecided**"),
+    (3, 6, "open"), (3, 7, "**refuted**"), (0, 4, "**refuted**"),
+])  # fmt: skip
+def test_a_verdict_that_nothing_can_turn_is_given_before_all_is_finished(yes, done, verdict):
+    assert verdicts.decided(yes, done, 7, 6, 4) == verdict

@@ -33,7 +33,7 @@ def plan():
 
 
 def results(plan, clean=lambda cell: 100.0, worst=lambda cell: 50.0, tv=lambda cell: 0.1, keep=lambda cell: True):
-    """A study in which the second eps (pruning helps) and random pruning (it harms) say something else than what decides."""
+    """A study in which the second eps (pruning helps) and random pruning (it harms) say something else."""
     rng = np.random.default_rng(0)
     records = []
     for cell in filter(keep, plan.cells):

@@ -39,7 +39,8 @@ def results(plan, clean=lambda cell: 100.0, worst=lambda cell: 50.0, tv=lambda c
     for cell in filter(keep, plan.cells):
         other = cell.scores == "random"
         low = 10.0 if other else worst(cell) + 0.1 * rng.normal()
-        one = record(cell.axes(), clean=10.0 if other else clean(cell), worst={0.1: low, 0.2: 1 + 9 * cell.sparsity}, tv=tv(cell))
+        radii = {0.1: low, 0.2: 1 + 9 * cell.sparsity}
+        one = record(cell.axes(), clean=10.0 if other else clean(cell), worst=radii, tv=tv(cell))
         records.append(one)
     tried = Counter(cell.variant for cell in {replace(cell, seed=0) for cell in plan.cells if cell.sparsity})
     return Results("", "", records, dict.fromkeys(ENVS, 0.0), len(plan.cells), [], 0.95, tried)

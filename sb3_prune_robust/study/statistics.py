@@ -66,15 +66,15 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
     A row for each pruned agent, stage and eps, beside the dense agent of its seed.
 
     :param frame: of the results
-    :return: the columns of the pruned agents; ``dense_`` with ``clean``, ``worst`` and each ``attack:``, ``tv:`` and
-        ``radius:`` (NaN if there is no dense agent); ``paired``, whether there is one and the same attacks were tried on both;
-        ``n_tried``, the number of sparsities of the variant in this environment, at any stage, and in the grid: those that are
-        not finished yet count as well
+    :return: the columns of the pruned agents; ``dense_`` with ``clean``, ``worst``, ``attacks_tried`` and each ``attack:``,
+        ``tv:`` and ``radius:`` (NaN if there is no dense agent); ``paired``, whether there is one and the same attacks were
+        tried on both; ``n_tried``, the number of sparsities of the variant in this environment, at any stage, and in the grid:
+        those that are not finished yet count as well
     :raises ValueError: if a cell is there twice
     """
     frame = _checked(frame)
-    kinds = ("clean", "worst", "attacks_tried", "attack:", "tv:", "radius:")
-    values = [name for name in frame if str(name).startswith(kinds)]
+    kinds = ("attack:", "tv:", "radius:")
+    values = ["clean", "worst", "attacks_tried", *(name for name in frame if str(name).startswith(kinds))]
     dense = frame.loc[frame["sparsity"] == 0, [*PAIR, *values]].rename(columns={name: f"dense_{name}" for name in values})
     both = frame[frame["sparsity"] > 0].merge(dense, on=PAIR, how="left")
     # The minimum over more attacks is lower: agents on which not the same ones were tried cannot be compared. One that found

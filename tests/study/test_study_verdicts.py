@@ -64,12 +64,13 @@ def test_what_the_main_comparison_says_decides(plan):
         4: "refuted",
     }
     assert found(plan, tv=lambda cell: 0.1 * (1 + cell.sparsity))[1] == "refuted"
+    saturated = lambda cell: 1.0 - 2e-16 * (cell.sparsity == 0)  # noqa: E731
+    assert found(plan, tv=saturated)[1] == "undecided"  # both are 1 but for rounding
     assert found(plan, clean=lambda cell: 80.0 if cell.sparsity == 0.7 else 100.0)[3] == "refuted"
 
 
 def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
-    noise = {env: sign for env, sign in zip(ENVS, (1, -1, 1, -1), strict=True)}
-    gain = lambda cell: 50 + (5 + 30 * noise[cell.env] * (cell.seed - 1)) * (cell.sparsity > 0)  # noqa: E731
+    gain = lambda cell: 50 + (5 + 3 * (cell.seed - 1)) * (cell.sparsity > 0)  # noqa: E731  three seeds show it nowhere
     assert found(plan, worst=gain)[2] == "undecided"
 
 

@@ -68,13 +68,14 @@ def bounds(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
     if (higher >= 0.5).any():
         verdict = "**refuted**"
     else:
-        verdict = "open" if len(lines) < total else "**confirmed**" if (lower >= 0.9).all() else "**undecided**"
+        possible, whole = (lower >= 0.9).all(), len(lines) == total
+        verdict = ("**confirmed**" if whole else "open") if possible else "**undecided**" if whole else "open, not confirmed"
     counts = [
-        f"`{name}` lower in 90 % of the pairs or more in {(lower[:, i] >= 0.9).sum()}, higher in half or more in "
-        f"{(higher[:, i] >= 0.5).sum()}"
+        f"`{name}`: lower in 90 % of the pairs in {(lower[:, i] >= 0.9).sum()} of {len(lines)} environments, higher in half of "
+        f"them in {(higher[:, i] >= 0.5).sum()}"
         for i, name in enumerate(("best", "abs"))
     ]
-    return verdict, f"{'; '.join(counts)}; of {len(lines)} environments", lines
+    return verdict, "; ".join(counts), lines
 
 
 def compared(both: pd.DataFrame, name: str) -> tuple[float, float, str]:

@@ -71,8 +71,8 @@ def bounds(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
         possible, whole = (lower >= 0.9).all(), len(lines) == total
         verdict = ("**confirmed**" if whole else "open") if possible else "**undecided**" if whole else "open, not confirmed"
     counts = [
-        f"`{name}`: lower in 90 % of the pairs in {(lower[:, i] >= 0.9).sum()} of {len(lines)} environments, higher in half of "
-        f"them in {(higher[:, i] >= 0.5).sum()}"
+        f"`{name}`: lower in 90 % of the pairs in {(lower[:, i] >= 0.9).sum()} of {len(lines)} environments, higher in "
+        f"half of them in {(higher[:, i] >= 0.5).sum()}"
         for i, name in enumerate(("best", "abs"))
     ]
     return verdict, "; ".join(counts), lines

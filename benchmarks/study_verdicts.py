@@ -22,6 +22,7 @@ from sb3_prune_robust.study.aggregates import aggregate
 from sb3_prune_robust.study.cells import NONE, Cell
 from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.plan import collect
+from sb3_prune_robust.study.report_tables import ends
 from sb3_prune_robust.study.statistics import differences, pairs
 from sb3_prune_robust.study.store import StudyStore
 
@@ -30,6 +31,7 @@ MAIN = (("ppo", "plain", "magnitude", "erk", "polynomial"), ("ppo", "plain", NON
 MODERATE = (0.3, 0.5, 0.7)
 ROUNDING = 1e-9  # bounds that differ by less are equal: a total variation of 1 is often 1 - 2e-16
 Rows = list[list[object]]
+_BOTH = ("dense, short", "dense, strong", "pruned, short", "pruned, strong")
 
 
 def main_cells(study: Study) -> set[Cell]:
@@ -90,8 +92,7 @@ def spots(main: pd.DataFrame, study: Study, references: dict[str, float]) -> tup
     """Claim 2: verdict, numbers, lines."""
     found, total, lines, yes = differences(main, study.confidence), len(study.environments), [], 0
     for env, one in found[found["quantity"] == "worst"].groupby("env", sort=False):
-        shown = [f"{number(r['mean'])} [{number(r['low'])}, {number(r['high'])}]{_sign(r)}" for _, r in one.iterrows()]
-        lines.append([env, *shown])
+        lines.append([env, *(ends(row) + _sign(row) for _, row in one.iterrows())])
         yes += bool(one["supported"].any())
     over = aggregate(main, references, confidence=study.confidence)
     over = over[over["quantity"] == "difference_mean"].sort_values("sparsity")
@@ -141,6 +142,24 @@ def worst(main: pd.DataFrame) -> Rows:
     return [[env, *map(number, row)] for env, row in zip(means.index, means.to_numpy(), strict=True)]
 
 
+def strong(frame: pd.DataFrame, study: Study) -> Rows:
+    """The candidates of the main comparison and their dense agents under the strong attacks, at the first eps."""
+    first = {(env, one.eps[0]) for env, one in study.environments.items()}
+    ways = list(zip(*(frame[name] for name in ("algorithm", "policy", "scores", "distribution", "schedule")), strict=True))
+    radii = zip(frame["env"], frame["eps"], strict=True)
+    here = np.array([way in MAIN and radius in first for way, radius in zip(ways, radii, strict=True)])
+    found = differences(frame[here & (frame["stage"] == "strong")], study.confidence)
+    both = pairs(frame[here])
+    lines = []
+    for _, row in found[found["quantity"] == "worst"].iterrows():
+        same = both[(both["env"] == row["env"]) & (both["sparsity"] == row["sparsity"])]
+        long = same[(same["stage"] == "strong") & same["paired"]]
+        short = same[(same["stage"] == "short") & same["seed"].isin(long["seed"])]
+        means = [number(one[name].mean()) for name in ("dense_worst", "worst") for one in (short, long)]
+        lines.append([row["env"], f"{row['sparsity']:g}", row["n_pairs"], *means, ends(row) + _sign(row)])
+    return lines
+
+
 def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> str:
     """The page."""
     main, total = main_part(frame, study), len(study.environments)
@@ -148,6 +167,7 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
     header = ["environment", *(f"{level:g}" for level in sorted(main["sparsity"].unique()))]
     one, two = bounds(main, total), spots(main, study, references)
     three, four = kept(main, total), frontier(main, total)
+    hard = strong(frame, study)
     names = ("1. Bounds tighten", "2. Sweet spots", "3. Clean return is kept", "4. Frontier")
     verdicts = [[name, found[1], found[0]] for name, found in zip(names, (one, two, three, four), strict=True)]
     sections: Sequence[str] = (
@@ -158,6 +178,10 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
         table(header, three[2]),
         "## Worst attacked return (mean over five seeds) by sparsity",
         table(header, worst(main)),
+        "## Under the strong attacks\n\nThe dense agents and the candidates, the sparsities that were best by the short attacks. "
+        "Mean worst return of the pairs that have met both, and the paired difference by the strong attacks [jointly at 95 % "
+        "over the six sparsities].",
+        table([header[0], "sparsity", "pairs", *_BOTH, "gain, strong"], hard),
         "## 1. Bounds\n\nShare of pairs in which the pruned agent's bound is lower / higher, median ratio pruned / dense, and "
         "number of pairs that have it. `tv`: total variation of the action distribution, which decides; where both are 1, "
         "neither is lower. `radius`: how far the network's output may move, which has no upper end.",

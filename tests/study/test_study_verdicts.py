@@ -74,6 +74,17 @@ def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
     assert found(plan, worst=gain)[2] == "undecided"
 
 
+def test_the_strong_attacks_are_beside_the_short_ones_of_the_same_pairs(plan):
+    made = results(plan, worst=lambda cell: 50 + 10 * cell.seed)
+    chosen = [cell for cell in plan.cells if cell.env == "Acrobot-v1" and cell.sparsity in (0, 0.7) and cell.seed > 0]
+    hard = [record(cell.axes(), "strong", worst={0.1: 20 + 5 * (cell.sparsity > 0) + cell.seed, 0.2: 1.0}) for cell in chosen]
+    frame = replace(made, records=[*made.records, *hard]).frame
+    (line,) = verdicts.strong(frame, plan)
+    assert line[:3] == ["Acrobot-v1", "0.7", 2]
+    assert [float(one) for one in line[3:7]] == pytest.approx([65, 21.5, 65, 26.5], abs=0.2)
+    assert line[7].startswith("5 [")
+
+
 def test_environments_that_are_not_finished_do_not_count_and_leave_claims_open(plan):
     keep = lambda cell: (cell.env, cell.sparsity, cell.seed) != ("Acrobot-v1", 0.5, 2)  # noqa: E731
     made = results(plan, keep=keep)

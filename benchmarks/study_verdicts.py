@@ -178,9 +178,9 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
         table(header, three[2]),
         "## Worst attacked return (mean over five seeds) by sparsity",
         table(header, worst(main)),
-        "## Under the strong attacks\n\nThe dense agents and the candidates, the sparsities that were best by the short "
-        "attacks. Mean worst return of the pairs that have met both, and the paired difference by the strong attacks [jointly at "
-        "95 % over the six sparsities].",
+        "## Under the strong attacks\n\nThe dense agents and the candidates, which were best by the short attacks. Mean worst "
+        "return of the pairs that have met both, and the paired difference by the strong attacks [jointly at 95 % over the "
+        "six sparsities].",
         table([header[0], "sparsity", "pairs", *_BOTH, "gain, strong"], hard),
         "## 1. Bounds\n\nShare of pairs in which the pruned agent's bound is lower / higher, median ratio pruned / dense, and "
         "number of pairs that have it. `tv`: total variation of the action distribution, which decides; where both are 1, "

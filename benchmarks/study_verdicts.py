@@ -19,11 +19,11 @@ from sb3_prune_robust.evaluation.sweet_spots import clean_threshold
 from sb3_prune_robust.evaluation.tables import number, table
 from sb3_prune_robust.study import claims
 from sb3_prune_robust.study.aggregates import aggregate
-from sb3_prune_robust.study.cells import NONE, Cell
+from sb3_prune_robust.study.cells import NONE
 from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.plan import collect
 from sb3_prune_robust.study.report_tables import ends
-from sb3_prune_robust.study.statistics import differences, pairs
+from sb3_prune_robust.study.statistics import VARIANT, differences, pairs
 from sb3_prune_robust.study.store import StudyStore
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
@@ -34,20 +34,21 @@ Rows = list[list[object]]
 _BOTH = ("dense, short", "dense, strong", "pruned, short", "pruned, strong")
 
 
-def main_cells(study: Study) -> set[Cell]:
-    """The cells that decide."""
-    return {cell for cell in study.cells if cell.variant[1:] in MAIN}
+def main_rows(frame: pd.DataFrame, study: Study, stage: str) -> pd.DataFrame:
+    """The main comparison at the first eps of each environment."""
+    first = {(env, one.eps[0]) for env, one in study.environments.items()}
+    ways = zip(*(frame[name] for name in VARIANT), strict=True)
+    radii = zip(frame["env"], frame["eps"], strict=True)
+    here = np.array([way in MAIN and radius in first for way, radius in zip(ways, radii, strict=True)])
+    return frame[here & (frame["stage"] == stage)]
 
 
 def main_part(frame: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Short attacks at the first eps on the main comparison, in the environments where it is finished."""
-    first = {(env, one.eps[0]) for env, one in study.environments.items()}
-    wanted = main_cells(study)
-    cells = [Cell(*values) for values in frame[list(Cell.__dataclass_fields__)].itertuples(index=False, name=None)]
-    radii = zip(frame["env"], frame["eps"], strict=True)
-    chosen = np.array([cell in wanted and radius in first for cell, radius in zip(cells, radii, strict=True)])
-    missing = {cell.env for cell in wanted - set(np.array(cells, dtype=object)[chosen & (frame["stage"] == "short")])}
-    return frame[chosen & (frame["stage"] == "short") & ~frame["env"].isin(missing)]
+    """What decides: of the main comparison under the short attacks the environments in which all of it is finished."""
+    rows = main_rows(frame, study, "short")
+    there = set(zip(rows["env"], rows["sparsity"], rows["seed"], strict=True))
+    wanted = [cell for cell in study.cells if cell.variant[1:] in MAIN]
+    return rows[~rows["env"].isin({cell.env for cell in wanted if (cell.env, cell.sparsity, cell.seed) not in there})]
 
 
 def decided(yes: int, done: int, total: int, confirmed: int, refuted_below: int) -> str:
@@ -144,12 +145,8 @@ def worst(main: pd.DataFrame) -> Rows:
 
 def strong(frame: pd.DataFrame, study: Study) -> Rows:
     """The candidates of the main comparison and their dense agents under the strong attacks, at the first eps."""
-    first = {(env, one.eps[0]) for env, one in study.environments.items()}
-    ways = list(zip(*(frame[name] for name in ("algorithm", "policy", "scores", "distribution", "schedule")), strict=True))
-    radii = zip(frame["env"], frame["eps"], strict=True)
-    here = np.array([way in MAIN and radius in first for way, radius in zip(ways, radii, strict=True)])
-    found = differences(frame[here & (frame["stage"] == "strong")], study.confidence)
-    both = pairs(frame[here])
+    rows = main_rows(frame, study, "strong")
+    found, both = differences(rows, study.confidence), pairs(pd.concat([main_rows(frame, study, "short"), rows]))
     lines = []
     for _, row in found[found["quantity"] == "worst"].iterrows():
         same = both[(both["env"] == row["env"]) & (both["sparsity"] == row["sparsity"])]

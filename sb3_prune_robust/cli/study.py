@@ -13,8 +13,8 @@ STUDY_HELP = """
 A study trains an agent for each cell of a grid (environment, algorithm, policy, scores, distribution, schedule, sparsity,
 seed), attacks it, certifies it and compares: is it more robust than the dense agent of its seed, and how sure is that?
 docs/study.md says what CONFIG.yml holds. Results: one file a cell below --out. Whatever stops a run, the same command goes on:
-what is finished is not done again, and a training continues from its last checkpoint, a minute old at most. Several runs may
-work in one folder. More seeds or sparsities in CONFIG.yml: only what is new is run.
+what is finished is not done again, and a training continues from its last checkpoint, a minute and a rollout old at
+most. Several runs may work in one folder. More seeds or sparsities in CONFIG.yml: only what is new is run.
 """
 
 

@@ -42,7 +42,8 @@ def _training(record: Record) -> list[str]:
     return [
         "## Training",
         f"{training['timesteps']:,} environment steps in {training['cpu_seconds']:.0f} CPU seconds; continued from a "
-        f"checkpoint {training['resumed']} time(s). Zeros reached: {reached}. SHA-256 of the weights: `{training['sha256']}`.",
+        f"checkpoint {training['resumed']} time(s). Zeros reached: {reached}. "
+        f"SHA-256 of the model's file: `{training['sha256']}`.",
         "Hyperparameters, as trained:",
         table(["hyperparameter", "value"], entry),
     ]
@@ -101,7 +102,8 @@ def _certificates(record: Record) -> list[str]:
     states = sorted({one["n_states"] for one in record["certificates"]})
     return [
         "## Certificates",
-        f"Upper bounds ({record['certificates'][0]['norm']}), means over {', '.join(map(str, states))} visited states.",
+        f"Upper bounds ({record['certificates'][0]['norm']}), means over {', '.join(map(str, states))} visited states"
+        f"{_whose(record)}.",
         table(
             ["eps", "method", "total variation of the action distribution", "change of the mean action or of a logit"], rows
         ),
@@ -115,8 +117,12 @@ def _certified_return(record: Record) -> list[str]:
     return [
         f"Half of the clean return ({number(found['clean'])}; {found['quantity']}) is certified against every adversary up to "
         f"**eps = {found['half_eps']:.3g}** (method: {found['method']}; confidence {found['confidence']:g}; "
-        f"{found['n_episodes']} episodes).",
+        f"{found['n_episodes']} episodes){_whose(record)}.",
     ]
+
+
+def _whose(record: Record) -> str:
+    return ", of the policy that samples its actions (attacked above is its mode)" if record["clean"]["sampled"] else ""
 
 
 def _made(record: Record) -> list[str]:

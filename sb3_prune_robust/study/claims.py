@@ -10,6 +10,7 @@ from sb3_prune_robust.study.spots import best_sparsities
 from sb3_prune_robust.study.statistics import COMPARED, differences, pairs
 
 KEYS = [*COMPARED, "sparsity"]
+ROUNDING = 1e-9  # bounds that differ by less are equal: a total variation of 1 is often 1 - 2e-16
 
 
 def regret(frame: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def bounds_tighten(frame: pd.DataFrame) -> pd.DataFrame:
 def _ratios(both: pd.DataFrame, name: str) -> pd.DataFrame:
     there = both[both[name].notna() & (both[f"dense_{name}"] > 0)]
     ratios = there[KEYS].assign(ratio=there[name] / there[f"dense_{name}"])
-    ratios = ratios.assign(n_pairs=1, share=ratios["ratio"] < 1)
+    ratios = ratios.assign(n_pairs=1, share=there[name] < there[f"dense_{name}"] - ROUNDING)
     return ratios.groupby(KEYS).agg({"n_pairs": "sum", "share": "mean", "ratio": "mean"}).reset_index().assign(bound=name)
 
 

@@ -12,7 +12,7 @@ from sb3_prune_robust.evaluation.report import prepare_folder, write_files
 from sb3_prune_robust.study.cluster import CONFIG, OnRay
 from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.estimate import estimated
-from sb3_prune_robust.study.plan import Estimate, State, collect, left, read_references, state, tasks
+from sb3_prune_robust.study.plan import Estimate, State, all_tasks, collect, left, read_references, state, tasks
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
 from sb3_prune_robust.study.runner import Local, WorkersDiedError, default_workers, run_stages
 from sb3_prune_robust.study.store import StudyStore
@@ -120,7 +120,8 @@ def status(folder: Path) -> None:
         print(f"  damaged, to be done again: {fault}")
     for name, error in now.failed.items():
         print(f"  failed: {name}\n    " + "\n    ".join(error.rstrip().splitlines()))
-    strange = len(list((folder / "cells").glob("*.json"))) - len(now.done) - len(now.damaged)
+    known = {task.name for task in all_tasks(study)}
+    strange = sum(path.stem not in known for path in (folder / "cells").glob("*.json"))
     if strange:
         print(f"  {strange} files of cells that {CONFIG} does not ask for are left alone, and in no report")
     estimate = Estimate(store)
@@ -158,7 +159,7 @@ def show_cell(folder: Path, name: str) -> None:
     :raises ValueError: if there is none, or more than one
     """
     study, store = _kept(folder), StudyStore(folder)
-    done = state(store, tasks(study, store)).done
+    done = state(store, all_tasks(study)).done
     found = [task for task in done if name == task.name] or [task for task in done if name in task.name]
     if len(found) != 1:
         which = ", ".join(task.name for task in found[:10]) or "none"

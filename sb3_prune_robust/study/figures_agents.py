@@ -24,7 +24,7 @@ from sb3_prune_robust.study.labels import labels, of_variant, variants
 from sb3_prune_robust.study.results import AXES
 
 _X = {
-    "half_eps": "certified: largest eps at which half\nof the clean return is kept",
+    "half_eps": "certified: largest eps at which half of the\nclean return of the sampling policy is kept",
     "tv:best": "certified: total variation of the action\ndistribution, at most (mean over states)",
 }
 _CLEAN_ENOUGH = 0.1  # an agent this near to random actions, in units of dense PPO, has no share to keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import time
@@ -16,13 +17,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.evaluation.clean_play import known_rewards, play_clean
-from sb3_prune_robust.evaluation.identity import versions
+from sb3_prune_robust.evaluation.identity import digest, versions, victim_key
 from sb3_prune_robust.evaluation.return_certificate import largest_certified_eps
 from sb3_prune_robust.evaluation.rollouts import Episodes, rollout
 from sb3_prune_robust.evaluation.worst_case import WorstCase, worst_case
 from sb3_prune_robust.network import UnsupportedNetworkError, samples
 from sb3_prune_robust.study.config import Attacks, Environment, Evaluation, Study
-from sb3_prune_robust.study.store import StudyStore, Task
+from sb3_prune_robust.study.store import StudyStore, Task, make_task
 from sb3_prune_robust.study.training import Trained, make_entry, train
 
 Array = npt.NDArray[Any]
@@ -44,9 +45,12 @@ def run_task(study: Study, store: StudyStore, task: Task, say: Say) -> Record:
     :param say: told what is done, and its share
     :return: the record, as :mod:`sb3_prune_robust.study.results` reads it
     """
-    key = study.key(task.cell)
+    key, software = study.key(task.cell), {"versions": versions(), "commit": commit()}
     with store.training(task) as folder:
         trained = train(key, folder, N_ENVS, say)
+    agent = _digest(trained)
+    if task.stage == "strong":
+        _check_same(store, make_task(study, task.cell, "short"), agent)
     environment, evaluation = study.environments[task.cell.env], study.evaluation
     attacks = evaluation if task.stage == "short" else study.strong
     assert attacks is not None
@@ -54,7 +58,7 @@ def run_task(study: Study, store: StudyStore, task: Task, say: Say) -> Record:
         measured = measure(trained, environment, evaluation, attacks, store.pieces(task), task.stage == "short", say)
     finally:
         trained.venv.close()
-    about = {"entry": make_entry(key), **trained.about}
+    about = {"entry": make_entry(key), "agent": agent, **trained.about}
     seconds = {"train": trained.about["cpu_seconds"], **measured.pop("cpu_seconds")}
     return {
         "cell": task.cell.axes(),
@@ -62,11 +66,27 @@ def run_task(study: Study, store: StudyStore, task: Task, say: Say) -> Record:
         "training": about,
         **measured,
         "cpu_seconds": {what: round(value, 1) for what, value in seconds.items()},
-        "versions": versions(),
-        "commit": commit(),
+        **software,
         "host": platform.node(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _digest(trained: Trained) -> str:
+    """Of the weights and the statistics of observations: that of the model's file is another each time it is written."""
+    key = victim_key(trained.model.policy, trained.venv)
+    return digest({name: key[name] for name in ("weights", "normalizer")})
+
+
+def _check_same(store: StudyStore, short: Task, agent: str) -> None:
+    """What both stages say must be of one agent; short files from before digests were kept do not tell."""
+    measured = store.read(short)
+    before = agent if measured is None else measured["training"].get("agent", agent)
+    if before != agent:
+        raise ValueError(
+            f"the agent in {store.agent(short)} was trained again, and is not the one that {short.name} was measured of: "
+            f"delete that file below {store.folder / 'cells'} to measure this agent by the short attacks as well"
+        )
 
 
 def measure(
@@ -211,16 +231,23 @@ def random_returns(venv: VecEnv, n_episodes: int) -> Array:
     return np.array(returns)
 
 
-def commit() -> str | None:
-    """The git commit of the sources, with ``+`` for uncommitted changes; ``None`` for an installed package."""
-    how: dict[str, Any] = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+@functools.cache
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """
+    The git commit of the sources as this process first saw it: later ones are not what it has imported.
+
+    :param package: the folder of the sources
+    :return: twelve digits, with ``+`` if files of the package are changed; ``None`` for an installed package
+    """
+    how: dict[str, Any] = dict(cwd=package, capture_output=True, text=True, check=True)
     try:
         # A virtual environment may lie within the repository of something else, which does not track this file.
-        subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], **how)
-        told = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], **how)
+        subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **how)
+        told = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **how).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "."], **how).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told.stdout.strip() or None
+    return told + "+" * bool(changed)
 
 
 def _rounded(returns: Array) -> list[float]:

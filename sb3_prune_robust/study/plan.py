@@ -12,7 +12,7 @@ from sb3_prune_robust.study.config import Study
 from sb3_prune_robust.study.files import DamagedFileError
 from sb3_prune_robust.study.results import Results
 from sb3_prune_robust.study.spots import best_sparsities
-from sb3_prune_robust.study.store import StudyStore, Task, make_task
+from sb3_prune_robust.study.store import STAGES, StudyStore, Task, make_task
 
 _CHOSEN = ("env", "algorithm", "policy", "scores", "distribution", "schedule", "sparsity")
 
@@ -56,6 +56,12 @@ def strong_tasks(study: Study, store: StudyStore) -> list[Task]:
     return [make_task(study, cell, "strong") for cell in cells]
 
 
+def all_tasks(study: Study) -> list[Task]:
+    """Whatever a file may be of: strong attacks on any cell, since an agent that is a candidate no more was one."""
+    stages = ("short",) if study.strong is None else STAGES
+    return [make_task(study, cell, stage) for stage in stages for cell in study.cells]
+
+
 def tasks(study: Study, store: StudyStore) -> list[Task]:
     """All tasks that are known: those of the second stage where the first is finished."""
     return short_tasks(study) + strong_tasks(study, store)
@@ -81,7 +87,7 @@ def state(store: StudyStore, todo: Iterable[Task]) -> State:
     return State(tuple(done), damaged, failed, tuple(missing))
 
 
-def collect(study: Study, store: StudyStore, stages: Sequence[str] = ("short", "strong")) -> Results:
+def collect(study: Study, store: StudyStore, stages: Sequence[str] = STAGES) -> Results:
     """
     What a study has found so far.
 
@@ -89,8 +95,7 @@ def collect(study: Study, store: StudyStore, stages: Sequence[str] = ("short", "
     :param store: its files
     :param stages: the stages wanted
     """
-    known = [task for task in (short_tasks(study) if stages == ["short"] else tasks(study, store)) if task.stage in stages]
-    now = state(store, known)
+    now = state(store, [task for task in all_tasks(study) if task.stage in stages])
     records = [record for task in now.done if (record := store.read(task)) is not None]
     faults = [*now.damaged.values(), *(f"{name} failed: {text.splitlines()[-1]}" for name, text in now.failed.items())]
     references, damaged = read_references(study, store)

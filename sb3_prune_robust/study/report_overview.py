@@ -61,7 +61,9 @@ def reading(frame: pd.DataFrame, confidence: float) -> list[str]:
     shared = [f"{axis} *{found[axis].iloc[0]}*" for axis, found in rows.items() if found[axis].nunique() == 1]
     return [
         "## How to read this",
-        "*Worst* is, for each agent, its lowest mean return over the attacks tried: an upper bound on its true worst case. "
+        "*Worst* is, for each agent, its lowest mean return over the attacks tried: an upper bound on its true worst case; "
+        "what the short attacks found counts among the strong too. Attacked is the policy's mode; certificates are of the "
+        "policy that samples, certified returns of rewards clipped where the study says so: neither bounds the other. "
         f"Differences are paired by training seed, with Student's intervals at {confidence:.0%}, corrected for the number of "
         "sparsities tried (Bonferroni). **+** marks an interval above 0, **-** one below 0. One seed gives no interval, and "
         "no verdict. Intervals of interquartile means (IQM; in figures and over environments) are percentile bootstraps by "

@@ -41,10 +41,21 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """One row for each cell, stage and eps: means over episodes and states; what is not there is NaN."""
         rows = [{**row, "n_planned": self._planned(record["cell"])} for record in self.records for row in _rows(record)]
-        return pd.DataFrame(rows)
+        return _lowest_known(pd.DataFrame(rows))
 
     def _planned(self, cell: Mapping[str, Any]) -> int:
         return self.tried.get(tuple(str(cell[axis]) for axis in AXES[:-2]), 0)
+
+
+def _lowest_known(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a short attack has found of an agent is as true beside the strong ones: worst is the lowest of all."""
+    if frame.empty:
+        return frame
+    short = frame[["worst", "worst_attack"]].where(frame["stage"] == "short")
+    short = short.groupby([frame[name] for name in (*AXES, "eps", "norm")]).transform("first")
+    lower = (frame["stage"] == "strong") & (short["worst"] < frame["worst"])
+    frame.loc[lower, ["worst", "worst_attack"]] = short[lower].assign(worst_attack=short["worst_attack"] + " (short)")
+    return frame
 
 
 def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

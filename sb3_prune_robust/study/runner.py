@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sb3_prune_robust.study.worker import DISK_FULL, DiskFullError, work, write_
 
 _LOOK_SECONDS = 1.0
 _DEATHS = 4  # of workers in a row, with nothing finished in between, before the run gives up
+_DEATHS_AT_ONE = 3  # before the task that they were at counts as failed
 
 
 Run = Callable[[Study, StudyStore, Sequence[Task], Estimate], None]
@@ -61,6 +63,7 @@ class Local:
         self.workers = workers
         self._context: Any = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
         self._deaths = self._done_at_death = 0
+        self._deaths_at: Counter[str] = Counter()  # by name of a task
 
     def __call__(self, study: Study, store: StudyStore, missing: Sequence[Task], estimate: Estimate) -> None:
         """
@@ -84,22 +87,29 @@ class Local:
                     time.sleep(_LOOK_SECONDS)
                     monitor.look()
                     for i in (i for i, process in enumerate(processes) if process.exitcode not in (None, 0)):
-                        self._judge(processes[i].exitcode, monitor, store)
+                        self._judge(processes[i], monitor, store)
                         processes[i] = self._context.Process(**how)
                         processes[i].start()
                 monitor.look()
             finally:
                 _end(processes)
 
-    def _judge(self, exitcode: int | None, monitor: Monitor, store: StudyStore) -> None:
+    def _judge(self, process: Any, monitor: Monitor, store: StudyStore) -> None:
         """Whether another worker may take the place of one that died."""
-        if exitcode == DISK_FULL:
+        if process.exitcode == DISK_FULL:
             raise DiskFullError(f"no space is left for {store.folder}; what is finished is whole: make room, run this again")
         self._deaths = 1 if monitor.n_done > self._done_at_death else self._deaths + 1
         self._done_at_death = monitor.n_done
+        task = monitor.missing.get(store.left_by(process.pid) or "")
+        how = f"(exit code {process.exitcode})" + (f" at {task.name}" if task else "")
         if self._deaths >= _DEATHS:
-            raise WorkersDiedError(f"{_DEATHS} workers in a row died before any cell was finished, the last with {exitcode}")
-        monitor.say(f"a worker died (exit code {exitcode}); another continues from the last checkpoint")
+            raise WorkersDiedError(f"{_DEATHS} workers in a row died before any cell was finished, the last {how}")
+        if task is not None:
+            self._deaths_at[task.name] += 1
+            if self._deaths_at[task.name] >= _DEATHS_AT_ONE:
+                store.write_failure(task, f"{_DEATHS_AT_ONE} workers died at it, the last {how}")
+                self._done_at_death += 1  # it will be counted with what is finished, and is no sign of life
+        monitor.say(f"a worker died {how}; another continues from the last checkpoint")
 
 
 def _end(processes: Sequence[Any]) -> None:

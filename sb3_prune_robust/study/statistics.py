@@ -51,13 +51,16 @@ def with_dense(frame: pd.DataFrame) -> pd.DataFrame:
     The table with each dense agent once for each variant it is the pair of, under that variant's name.
 
     :param frame: of the results
-    :return: the same columns; dense agents that are no variant's pair keep their own ("none")
+    :return: the same columns; where an algorithm and policy have no variant their dense agents keep their own ("none"). A
+        variant gets the dense agents of its seeds alone: with others, its curve would start where its pairs do not
     :raises ValueError: if a cell is there twice
     """
     frame = _checked(frame)
     dense, pruned = frame[frame["sparsity"] == 0], frame[frame["sparsity"] > 0]
     variants = pruned[["env", *VARIANT]].drop_duplicates()
     named = dense.drop(columns=PRUNING).merge(variants, on=["env", "algorithm", "policy"], how="left")
+    own = pd.MultiIndex.from_frame(pruned[["env", *VARIANT, "seed"]])
+    named = named[named["scores"].isna() | pd.MultiIndex.from_frame(named[["env", *VARIANT, "seed"]]).isin(own)]
     return pd.concat([named.fillna({axis: "none" for axis in PRUNING}), pruned], ignore_index=True)[frame.columns]
 
 

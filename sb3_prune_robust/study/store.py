@@ -3,7 +3,8 @@ The folder of a study: one file for each finished cell, which many workers may w
 
 ``cells/`` holds the results and is all that a report needs; ``agents/`` what was trained, with checkpoints of what is being
 trained; ``running/`` a file for each cell that a worker is at, locked while it is; ``failed/`` the error of each cell whose
-last run failed; ``pieces/`` finished episodes of evaluations under way. All but ``cells/`` and ``references/`` may be deleted.
+last run failed; ``pieces/`` finished episodes of evaluations under way. All but ``cells/`` and ``references/`` may be deleted;
+what then needs an agent trains it again.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def make_task(study: Study, cell: Cell, stage: str) -> Task:
     attacks: Attacks | None = study.evaluation if stage == "short" else study.strong
     environment = study.environments[cell.env]
     measured = {"evaluation": vars(attacks), "eps": environment.eps, "clip_rewards": environment.clip_rewards, "stage": stage}
+    if stage == "strong" and study.evaluation.norm != "linf":  # a strong file that names no norm is of linf
+        measured["norm"] = study.evaluation.norm
     key = normal_form({**training, **measured})
     agent = f"{cell.name}-{digest(training)[:_DIGITS]}"
     return Task(cell, stage, agent, f"{cell.name}-{stage}-{digest(key)[:_DIGITS]}", key)
@@ -194,6 +197,19 @@ class StudyStore:
                 return
             yield Progress(path)
             path.unlink(missing_ok=True)
+
+    def left_by(self, pid: int) -> str | None:
+        """
+        The task that a process was at when it was killed.
+
+        :param pid: of a process that has ended
+        :return: the task's name, ``None`` if it was at none or another has taken it since
+        """
+        for path in sorted((self.folder / "running").glob("*.json")):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                if json.loads(path.read_text())["pid"] == pid:
+                    return path.stem
+        return None
 
     def running(self) -> dict[str, dict[str, Any]]:
         """By name of a task that a worker on this machine is at: what it does, its share, and since when."""

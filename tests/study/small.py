@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+from synthetic import record
+
 from sb3_prune_robust.study import training, worker
 from sb3_prune_robust.study.config import make_study
 from sb3_prune_robust.study.plan import short_tasks
@@ -72,6 +74,17 @@ def write_often(source, folder, number, times):
 def full_disk(source, folder, tasks):
     """What a worker does when no space is left."""
     raise SystemExit(worker.DISK_FULL)
+
+
+def die_at_seed_0(source, folder, tasks):
+    """A worker that one cell kills, and that finishes the others."""
+    store = StudyStore(folder)
+    for task in tasks:
+        if not store.is_done(task) and store.failure(task) is None:
+            with store.claimed(task):
+                if task.cell.seed == 0:
+                    os._exit(9)
+                store.write(task, record(task.cell.axes()))
 
 
 def die_at_once(source, folder, tasks):

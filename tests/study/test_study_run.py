@@ -5,22 +5,25 @@ import io
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
+from collections import Counter
 
 import pandas as pd
 import pytest
 import yaml
-from small import SMALL, changed, die_at_once, first, full_disk
+from small import SMALL, changed, die_at_once, die_at_seed_0, first, full_disk
 from synthetic import record
 
 from sb3_prune_robust.cli import main
 from sb3_prune_robust.study import cluster, runner
 from sb3_prune_robust.study.config import make_study
+from sb3_prune_robust.study.measure import commit
 from sb3_prune_robust.study.plan import Estimate, collect, left, short_tasks, state, strong_tasks, tasks
 from sb3_prune_robust.study.runner import Local, run_stages
-from sb3_prune_robust.study.store import StudyStore
-from sb3_prune_robust.study.worker import DiskFullError
+from sb3_prune_robust.study.store import StudyStore, make_task
+from sb3_prune_robust.study.worker import DiskFullError, attempt
 
 
 def study(*arguments):
@@ -163,6 +166,49 @@ def test_candidates_wait_for_their_variant_and_its_dense_agents_and_for_no_other
     assert [cell.seed for cell in found] == [0, 0, 1, 1] and {cell.scores for cell in found} == {"none", "magnitude"}
 
 
+def test_what_was_attacked_stays_in_the_report(tmp_path):
+    plan = make_study(changed(strong={"attacks": ["fgsm"]}))
+    store, todo = StudyStore(tmp_path), short_tasks(plan)
+    for task in todo:
+        store.write(task, record(task.cell.axes(), worst={0.1: 80.0 if task.cell.sparsity else 50.0}))
+    for task in strong_tasks(plan, store):
+        store.write(task, record(task.cell.axes(), "strong"))
+    assert Counter(collect(plan, store).frame["stage"]) == {"short": 4, "strong": 4}
+    seeds = make_study(changed(strong={"attacks": ["fgsm"]}, grid=[{"sparsities": [0, 0.5, 0.9], "seeds": [0, 1, 2]}]))
+    assert strong_tasks(seeds, store) == []  # nobody knows the candidates before the new cells are finished
+    assert Counter(collect(seeds, store).frame["stage"]) == {"short": 4, "strong": 4}
+
+
+def test_strong_attacks_on_another_agent_than_the_short_ones_are_refused(tmp_path):
+    plan = make_study(changed(strong={"attacks": ["fgsm"], "n_episodes": 2}))
+    store, cell = StudyStore(tmp_path), plan.cells[0]
+    short, strong = (make_task(plan, cell, stage) for stage in ("short", "strong"))
+    assert attempt(plan, store, short) == attempt(plan, store, strong) == "done"
+    kept = store.read(short)
+    assert kept["training"]["agent"] == store.read(strong)["training"]["agent"]
+    (tmp_path / "cells" / f"{strong.name}.json").unlink()
+    store.write(short, {**kept, "training": {**kept["training"], "agent": "0"}})
+    assert attempt(plan, store, strong) == "failed" and "trained again" in store.failure(strong)
+
+
+def test_the_commit_is_that_of_the_sources_as_they_were_imported(tmp_path):
+    def git(*what):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *what], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("package", "other", "changed", "later"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    assert commit(tmp_path / "other") is None
+    git("init"), git("add", "package", "changed"), git("commit", "-m", "one")
+    (tmp_path / "changed" / "__init__.py").write_text("x = 1")
+    before = git("rev-parse", "--short=12", "HEAD")
+    assert commit(tmp_path / "package") == before and commit(tmp_path / "changed") == before + "+"
+    assert commit(tmp_path / "later") is None  # not tracked
+    git("commit", "-am", "two")
+    assert commit(tmp_path / "package") == before
+
+
 def test_an_environment_at_a_time_with_both_stages(config, tmp_path):
     one = {**SMALL["environments"]["CartPole-v1"], "eps": [0.1]}
     sections = {
@@ -201,6 +247,17 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
     small, _ = first()
     with pytest.raises(DiskFullError, match="make room"):
         Local(2)(small, StudyStore(tmp_path), short_tasks(small), Estimate(StudyStore(tmp_path)))
+
+
+def test_a_cell_that_kills_its_workers_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "work", die_at_seed_0)
+    plan, store = make_study(changed(grid=[{"sparsities": [0], "seeds": [0, 1]}])), StudyStore(tmp_path)
+    now = run_stages(plan, store, Local(1))
+    (error,) = now.failed.values()
+    assert len(now.done) == 1 and "3 workers died" in error and "exit code 9" in error and "seed0" in error
+    everywhere = make_study(changed(grid=[{"sparsities": [0, 0.5, 0.9], "seeds": [0]}]))
+    with pytest.raises(runner.WorkersDiedError, match=r"4 workers in a row.*at CartPole"):
+        run_stages(everywhere, store, Local(1))
 
 
 def test_workers_that_die_are_replaced_but_not_for_ever(tmp_path, monkeypatch):

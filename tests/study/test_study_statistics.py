@@ -55,6 +55,19 @@ def test_a_dense_agent_belongs_to_each_variant_of_its_algorithm_and_policy():
     assert len(rows) == 5 and list(rows) == list(frame)
 
 
+def test_a_curve_starts_at_the_dense_agents_of_its_own_seeds():
+    frame = table(*agents(0, [9] * 3, [5, 5, 1]), *agents(0.5, [9] * 2, [5] * 2), *agents(0.9, [9] * 3, [5] * 3, RANDOM))
+    found = frontier(frame, reps=REPS)
+    dense = found[(found["sparsity"] == 0) & (found["quantity"] == "worst")].set_index("scores")["values"]
+    assert dense["magnitude"] == [5, 5] and dense["random"] == [5, 5, 1] and "none" not in dense
+
+
+def test_the_lowest_that_is_known_of_an_agent_is_its_worst():
+    frame = table(*agents(0, [9, 9], [5, 3]), *agents(0, [9, 9], [4, 4], stage="strong"))
+    assert frame["worst"].tolist() == [5, 3, 4, 3]
+    assert frame["worst_attack"].tolist() == ["mad", "mad", "mad", "mad (short)"]
+
+
 def test_a_cell_that_is_there_twice_is_refused():
     frame = table(*agents(0, [9], [5]), *agents(0.5, [9], [5]), *agents(0.5, [8], [5]))
     for function in (with_dense, pairs, differences, best_sparsities, claims.regret):
@@ -108,7 +121,7 @@ def test_without_a_scale_nothing_is_normalised(variant, references, message):
 
 def test_frontier_has_rliables_intervals_and_none_for_one_seed():
     worst = [50.0, 40.0, 90.0, 60.0, 10.0]
-    found = frontier(table(*agents(0, [100] * 5, worst), *agents(0.5, [80], [70])), reps=REPS)
+    found = frontier(table(*agents(0, [100] * 5, worst), *agents(0.3, [90] * 5, [9] * 5), *agents(0.5, [80], [70])), reps=REPS)
     row = only(found, quantity="worst", sparsity=0.0)
     assert (row["n"], row["mean"], row["iqm"]) == (5, 50.0, 50.0)  # the middle three: 40, 50, 60
     assert row["values"] == worst
@@ -187,7 +200,7 @@ def test_the_strong_stage_pays_for_the_sparsities_of_the_short_one():
         for level, worst in {0: 50, 0.3: 55, 0.5: 70, 0.9: 40}.items()
         for one in agents(level, [100] * 2, [worst, worst + level])
     ]
-    strong = agents(0, [100] * 2, [50, 50], stage="strong") + agents(0.5, [100] * 2, [70, 71], stage="strong")
+    strong = agents(0, [100] * 2, [40, 40], stage="strong") + agents(0.5, [100] * 2, [60, 61], stage="strong")
     frame = table(*records, *strong)
     expected = t_interval(np.array([20.0, 21.0]), 1 - 0.05 / 3)
     spot = only(best_sparsities(frame), stage="strong", criterion="worst")
@@ -286,6 +299,13 @@ def test_regret_by_hand():
     assert row["n_pairs"] == 2
     assert (row["clean_task"], row["pruning_loss"], row["robustness"]) == (119 - 95, 2, (25 + 20) / 2)
     assert row["robustness_gain"] == (50 + 30) / 2 - (25 + 20) / 2
+
+
+def test_bounds_that_differ_by_rounding_are_equal():
+    found = claims.bounds_tighten(
+        table(record(cell(ENV, PLAIN, 0, 0), tv=0.4), record(cell(ENV, PLAIN, 0.5, 0), tv=0.4 - 1e-15))
+    )
+    assert only(found, bound="tv:crown")["share"] == 0.0
 
 
 def test_bounds_by_hand():

@@ -82,6 +82,8 @@ def test_the_name_tells_all_that_a_cell_depends_on():
     assert first(changed(grid=[{"sparsities": [0], "seeds": [0, 7]}]))[1] == task  # nor do other cells
     strong = make_task(first(changed(strong={"attacks": ["fgsm"]}))[0], task.cell, "strong")
     assert strong.name != task.name and strong.agent == task.agent
+    other = {"evaluation": {**SMALL["evaluation"], "norm": "l2"}, "strong": {"attacks": ["fgsm"]}}
+    assert make_task(first(changed(**other))[0], task.cell, "strong").name != strong.name
 
 
 def test_equal_numbers_are_the_same_cell():

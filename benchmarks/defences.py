@@ -92,7 +92,16 @@ N_EPISODES, SEED = 50, 0
 CERTIFIED: dict[str, Any] = dict(n_episodes=200, n_calibration=50, seed=1_000_000)
 CONFIDENCE, SHARE = 0.99, 0.5
 CLIP = {"Hopper-v5": (0.0, 5.0), "HalfCheetah-v5": (-1.0, 15.0)}
-HEADER = ("agent", "seeds", "clean", *ATTACKS, "worst, mean [each]", "worst, minus PPO's", "eps for half [each]")
+HEADER = (
+    "agent",
+    "seeds",
+    "clean",
+    "clean, sampled",
+    *ATTACKS,
+    "worst, mean [each]",
+    "worst, minus PPO's",
+    "eps for half [each]",
+)
 
 
 def load(env: str, agent: str, path: Path) -> Any:
@@ -167,7 +176,7 @@ def summary(agent: str, own: list[dict[str, Any]], ppo: dict[int, float]) -> str
     return cells(
         agent,
         len(own),
-        f"{np.mean([np.mean(row['clean']) for row in own]):.0f}",
+        *(f"{np.mean([np.mean(row[name]) for row in own]):.0f}" for name in ("clean", "clean_sampled")),
         *(f"{np.mean(values):.0f}" if values else "-" for values in by_attack),
         f"**{np.mean(each):.0f}** [{', '.join(f'{one:.0f}' for one in each)}]",
         "-" if agent == "ppo" else gain(np.array([worst(row) - ppo[row["seed"]] for row in own if row["seed"] in ppo])),

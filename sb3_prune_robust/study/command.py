@@ -10,7 +10,7 @@ import yaml
 
 from sb3_prune_robust.evaluation.report import prepare_folder, write_files
 from sb3_prune_robust.study.cluster import CONFIG, OnRay
-from sb3_prune_robust.study.config import Study, read_study
+from sb3_prune_robust.study.config import Study, check_environments, read_study
 from sb3_prune_robust.study.estimate import estimated
 from sb3_prune_robust.study.plan import Estimate, State, all_tasks, collect, left, read_references, state, tasks
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
@@ -58,6 +58,7 @@ def _read(config: str, environments: Sequence[str] | None) -> Study:
     """The study, or its part in some environments, each kind of training set up once."""
     study = read_study(config)
     study = study if environments is None else study.only(environments)
+    check_environments(study)
     check_entries([study.key(cell) for cell in study.cells])
     return study
 

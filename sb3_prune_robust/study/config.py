@@ -232,11 +232,23 @@ def make_study(found: Any) -> Study:
     )
 
 
+def check_environments(study: Study) -> None:
+    """
+    Make each environment once. Reading a study does not: to report what was measured elsewhere they need not be installed.
+
+    :param study: the study
+    :raises ValueError: if one is unknown, is not installed or has no Box of observations
+    """
+    for env in study.environments:
+        one = make_single(env)
+        one.close()
+        if not isinstance(one.observation_space, spaces.Box):
+            raise ValueError(
+                f"environments: {env}: its observations are {one.observation_space}; only a Box can be attacked here"
+            )
+
+
 def _environment(env: str, given: Any) -> Environment:
-    one = make_single(env)
-    one.close()
-    if not isinstance(one.observation_space, spaces.Box):
-        raise ValueError(f"environments: {env}: its observations are {one.observation_space}; only a Box can be attacked here")
     made: Environment = _section(f"environments: {env}", Environment, given)
     steps = made.entry["n_timesteps"]
     return replace(made, entry={**made.entry, "n_timesteps": int(steps)}, eps=tuple(map(float, made.eps)))

@@ -5,7 +5,7 @@ import yaml
 from small import SMALL, changed
 
 from sb3_prune_robust.attacks import Budget
-from sb3_prune_robust.study.config import make_study, read_study
+from sb3_prune_robust.study.config import check_environments, make_study, read_study
 
 
 def test_one_dense_agent_is_the_pair_of_every_way_of_pruning():
@@ -39,7 +39,6 @@ ENVIRONMENT = SMALL["environments"]["CartPole-v1"]
     [
         ({"name": None}, "name is missing"),
         ({"seeds": [1]}, "section 'seeds' is unknown"),
-        ({"environments": {"CartPol-v1": ENVIRONMENT}}, "CartPol-v1"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": [0]}}}, "eps must be one or more positive"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": [0.1, 0.1]}}}, "each once"),
         ({"environments": {"CartPole-v1": {**ENVIRONMENT, "eps": True}}}, "eps must be"),
@@ -49,7 +48,6 @@ ENVIRONMENT = SMALL["environments"]["CartPole-v1"]
         ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": "1e6"}, "eps": 1}}}, "n_timesteps must be a.*got '1e6'"),
         ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": float("inf")}, "eps": 1}}}, "n_timesteps must be"),
         ({"environments": {"CartPole-v1": {"entry": {"n_timesteps": True}, "eps": 1}}}, "n_timesteps must be"),
-        ({"environments": {"FrozenLake-v1": ENVIRONMENT}}, "FrozenLake-v1: its observations are Discrete"),
         ({"environments": ["CartPole-v1"]}, "environments must be a mapping"),
         ({"algorithms": ["ppo"]}, "algorithms must be a mapping"),
         ({"algorithms": {"ppo": 3}}, "algorithms: ppo must be a mapping"),
@@ -97,6 +95,13 @@ def test_what_is_wrong_is_named(sections, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         read_study(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("env, said", [("CartPol-v1", "CartPol-v1"), ("FrozenLake-v1", "v1: its observations are Discrete")])
+def test_environments_are_made_before_a_run_and_not_to_read_a_study(env, said):
+    study = make_study(changed(environments={env: ENVIRONMENT}))
+    with pytest.raises(ValueError, match=said):
+        check_environments(study)
 
 
 @pytest.mark.parametrize("text, said", [("{", "is not YAML"), ("3", "must be a mapping"), (None, "cannot be read")])

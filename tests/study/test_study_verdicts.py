@@ -69,6 +69,12 @@ def test_what_the_main_comparison_says_decides(plan):
     assert found(plan, clean=lambda cell: 80.0 if cell.sparsity == 0.7 else 100.0)[3] == "refuted"
 
 
+def test_the_second_radius_is_shown_and_does_not_decide(plan):
+    made = results(plan, worst=lambda cell: 50 - 10 * cell.sparsity)
+    page = verdicts.write(made.frame, plan, dict(made.references)).split("## The same at the second eps")[1]
+    assert "| Acrobot-v1 | 1 | 3.7 | 5.5 | 7.3 |" in page.split("##")[0]
+
+
 def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
     gain = lambda cell: 50 + (5 + 3 * (cell.seed - 1)) * (cell.sparsity > 0)  # noqa: E731  three seeds show it nowhere
     assert found(plan, worst=gain)[2] == "undecided"

@@ -33,8 +33,12 @@ model.learn(1_000_000, callback=[pruning, CheckpointCallback(40, sys.argv[1], na
 
 
 def is_whole(path):
-    """A half written one may end with a whole zip file, that of torch within SB3's."""
-    return zipfile.is_zipfile(path) and "data" in zipfile.ZipFile(path).namelist()
+    """A half written one may end with a whole zip file, that of torch within SB3's; and it grows while it is read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return "data" in file.namelist()
+    except zipfile.BadZipFile:
+        return False
 
 
 def checkpoints(folder, name):

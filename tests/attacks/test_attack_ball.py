@@ -25,6 +25,7 @@ FEW_STEPS: dict[str, dict[str, int]] = {
     "mad": {"steps": 3, "restarts": 2},
     "critic": {"steps": 3, "restarts": 2},
     "mad-sgld": {"steps": 3},
+    "robust-sarsa": {"updates": 50},
 }
 
 
@@ -53,7 +54,7 @@ def ready(policy: ActorCriticPolicy, name: str, eps: Any, norm: str, mask: Any =
     attack = make_attack(name, eps, norm, mask=mask, seed=seed, **FEW_STEPS.get(name, {}))
     if isinstance(attack, FittedAttack):
         if name not in LEARNED:
-            first = make_attack(name, 0.1, seed=0)
+            first = make_attack(name, 0.1, seed=0, **FEW_STEPS.get(name, {}))
             assert isinstance(first, FittedAttack)
             LEARNED[name] = first.fit(policy, DummyVecEnv([Five] * 4), Budget(steps=400))
         attack._restore(LEARNED[name]._arrays())

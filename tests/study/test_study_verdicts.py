@@ -75,6 +75,23 @@ def test_the_second_radius_is_shown_and_does_not_decide(plan):
     assert "| Acrobot-v1 | 1 | 3.7 | 5.5 | 7.3 |" in page.split("##")[0]
 
 
+def test_a_level_that_an_environment_has_not_leaves_its_column_empty():
+    one = {"entry": {"n_timesteps": 100}, "eps": [0.1, 0.2]}
+    block = {"sparsities": [0, 0.3, 0.5, 0.7], "seeds": [0, 1, 2]}
+    grid = [{"environments": [ENVS[0]], **block}, {"environments": [ENVS[1]], **block, "sparsities": [0, 0.3, 0.4, 0.5, 0.7]}]
+    plan = make_study(changed(environments=dict.fromkeys(ENVS[:2], one), grid=grid))
+    made = results(plan, worst=lambda cell: 50 + 10 * cell.sparsity)
+    page = verdicts.write(made.frame, plan, dict(made.references))
+    lines = [
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in page.splitlines() if line.startswith("| CartPole-v1")
+    ]
+    clean, worst, second, _, difference, _ = lines
+    assert clean == ["100", "100", "", "100", "100"] and second == ["1", "3.7", "", "5.5", "7.3"]
+    assert [worst[2], difference[1]] == ["", ""] and worst[3].startswith("55") and difference[2].startswith("5.")
+    (over,) = (line.split("|")[2:-1] for line in page.splitlines() if line.startswith("| finished (2)"))
+    assert [cell.strip().endswith("] (1)") for cell in over] == [False, True, False, False]
+
+
 def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
     gain = lambda cell: 50 + (5 + 3 * (cell.seed - 1)) * (cell.sparsity > 0)  # noqa: E731  three seeds show it nowhere
     assert found(plan, worst=gain)[2] == "undecided"

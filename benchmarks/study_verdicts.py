@@ -156,9 +156,9 @@ def by_chance(n_sparsities: int, n: int = 100_000) -> float:
     return float((draws[:, 1:] > draws[:, :1]).all(axis=2).any(axis=1).mean())
 
 
-def worst(main: pd.DataFrame) -> Rows:
-    """Mean worst return by environment and sparsity."""
-    means = main.groupby(["env", "sparsity"])["worst"].mean().map(number)
+def by_sparsity(main: pd.DataFrame, name: str) -> Rows:
+    """Means of a column by environment and sparsity."""
+    means = main.groupby(["env", "sparsity"])[name].mean().map(number)
     return [[env, *_by_level(means[env], _levels_of(main))] for env in main["env"].unique()]
 
 
@@ -193,9 +193,9 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
         "## Clean return (mean over five seeds) by sparsity",
         table(header, three[2]),
         "## Worst attacked return (mean over five seeds) by sparsity",
-        table(header, worst(main)),
+        table(header, by_sparsity(main, "worst")),
         "## The same at the second eps\n\nTwice the first; it takes part in no verdict.",
-        table(header, worst(further[further["env"].isin(done)])),
+        table(header, by_sparsity(further[further["env"].isin(done)], "worst")),
         "## Under the strong attacks\n\nThe dense agents and the candidates, which were best by the short attacks. Mean worst "
         "return of the pairs that have met both (strong: the lowest of both stages), "
         "and the paired difference by the strong attacks [jointly at 95 % over the "
@@ -205,6 +205,8 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
         "number of pairs that have it. `tv`: total variation of the action distribution, which decides; where both are 1, "
         "neither is lower. `radius`: how far the network's output may move, which has no upper end.",
         table([header[0], "tv, best", "tv, abs", "radius, best", "radius, abs"], one[2]),
+        "Mean of `tv`, best, by sparsity:",
+        table(header, by_sparsity(main, "tv:best")),
         "## 2. Worst return minus the dense agent's\n\nMean of the pairs [Student's interval, jointly at 95 % over the "
         "sparsities tried], in units of return. Over environments: normalised (0: random actions, 1: the dense clean mean), "
         "rliable's stratified bootstrap, not corrected; (n): of n.",

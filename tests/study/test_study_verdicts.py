@@ -85,8 +85,12 @@ def test_a_level_that_an_environment_has_not_leaves_its_column_empty():
     lines = [
         [cell.strip() for cell in line.split("|")[2:-1]] for line in page.splitlines() if line.startswith("| CartPole-v1")
     ]
-    clean, worst, second, _, difference, _ = lines
-    assert clean == ["100", "100", "", "100", "100"] and second == ["1", "3.7", "", "5.5", "7.3"]
+    clean, worst, second, _, bounds, difference, _ = lines
+    assert (
+        clean == ["100", "100", "", "100", "100"]
+        and bounds == ["0.1", "0.1", "", "0.1", "0.1"]
+        and second == ["1", "3.7", "", "5.5", "7.3"]
+    )
     assert [worst[2], difference[1]] == ["", ""] and worst[3].startswith("55") and difference[2].startswith("5.")
     (over,) = (line.split("|")[2:-1] for line in page.splitlines() if line.startswith("| finished (2)"))
     assert [cell.strip().endswith("] (1)") for cell in over] == [False, True, False, False]

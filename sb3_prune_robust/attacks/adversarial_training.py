@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -54,15 +55,11 @@ class TrainingAdversary(AdversarialVecEnv):
 
     def changed_nothing(self) -> bool:
         """Whether enough observations have passed to tell that no attack takes place; counts anew once enough have."""
-        if self.n_perturbed < MAX_UNCHANGED:
+        if self.n_observations < MAX_UNCHANGED:
             return False
-        unchanged = self.mean_perturbation == 0.0
+        unchanged = self.n_perturbed == 0
         self.forget()
         return unchanged
-
-    def forget(self) -> None:
-        """Count anew."""
-        self.n_perturbed, self._total_perturbation = 0, 0.0
 
     def _perturb(self, true_obs: Any) -> Any:
         self.true_obs = true_obs
@@ -159,7 +156,7 @@ class AdversarialTrainingCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         level = self._level_now()
         if self._adversary is not None and level != self._level:
-            if not self._level:
+            if not self._moves(self._level):
                 self._adversary.forget()
             self._level, self._adversary.attack = level, self._attack(level)
 
@@ -170,7 +167,7 @@ class AdversarialTrainingCallback(BaseCallback):
         assert self._adversary is not None
         self.logger.record("attack/eps", self._level * _largest(self.eps))
         self.logger.record("attack/mean_perturbation", self._adversary.mean_perturbation)
-        for adversary in [self._adversary] * bool(self._level) + self._evaluations:
+        for adversary in [self._adversary] * self._moves(self._level) + self._evaluations:
             if adversary.changed_nothing():
                 raise RuntimeError(
                     f"attack {self.attack!r} has left {MAX_UNCHANGED} observations and more unchanged although eps is "
@@ -216,9 +213,9 @@ class AdversarialTrainingCallback(BaseCallback):
         if isinstance(outermost, TrainingAdversary):
             if self.model._last_obs is not None and outermost.true_obs is not None:
                 self.model._last_obs = outermost.true_obs
-            self.model.env = _without(outermost)
+            self.model.env = without_adversary(outermost)
         for callback in self._eval_callbacks():
-            callback.eval_env = _without(callback.eval_env)
+            callback.eval_env = without_adversary(callback.eval_env)
         self._adversary, self._evaluations = None, []
 
     def _eval_callbacks(self) -> list[EvalCallback]:
@@ -231,6 +228,13 @@ class AdversarialTrainingCallback(BaseCallback):
             return float(done >= self.start)
         ramp = (done - self.start) / (self.end - self.start)
         return float(np.floor(EPS_LEVELS * np.clip(ramp, 0.0, 1.0)) / EPS_LEVELS)
+
+    def _moves(self, level: float) -> bool:
+        """Whether a share of ``eps`` can move an observation: images move by whole pixels, and not at all below one."""
+        space = self.model.observation_space
+        attacked = [space[key] for key in self.eps] if isinstance(space, spaces.Dict) else [space]
+        least = 1.0 if all(part.dtype == np.uint8 for part in attacked) else 0.0
+        return level > 0 and level * _largest(self.eps) >= least
 
     def _attack(self, level: float, **settings: Any) -> Attack:
         return self._make(level, int(self._rng.integers(2**31)), **settings)
@@ -260,7 +264,12 @@ def _callbacks(callback: BaseCallback | None) -> Iterator[BaseCallback]:
             yield from _callbacks(one)
 
 
-def _without(env: VecEnv) -> VecEnv:
+def without_adversary(env: VecEnv) -> VecEnv:
+    """
+    The environment that training under attack has put an adversary on, as it was before.
+
+    :param env: a training or evaluation environment, attacked or not
+    """
     while isinstance(env, TrainingAdversary | _Unattacked):
         env = env.venv
     return env

@@ -72,6 +72,14 @@ class Ball(ABC):
     def project(self, points: Array) -> Array:
         """``points`` moved into the ball, exactly; points inside stay as they are."""
 
+    @abstractmethod
+    def contains(self, points: Array) -> Array:
+        """
+        Which rows of ``points`` are in the ball, shape ``(n,)``.
+
+        :param points: shape ``(n, d)``, each entry of a whole offset, or projected before; l_2's very edge counts as outside
+        """
+
 
 class LInfBall(Ball):
     """``|d_i| <= eps_i`` for every dimension."""
@@ -90,6 +98,9 @@ class LInfBall(Ball):
 
     def project(self, points: Array) -> Array:
         return np.minimum(np.maximum(points, self._lower), self._upper)
+
+    def contains(self, points: Array) -> Array:
+        return np.asarray(np.all(np.abs(points.astype(np.float64) - self.center) <= self.eps, axis=1))
 
 
 class L2Ball(Ball):
@@ -113,17 +124,28 @@ class L2Ball(Ball):
 
     def project(self, points: Array) -> Array:
         points = np.where(self.eps > 0, points, self.center)
+        offset, length = self._length(points)
+        outside = length > 1.0 - self._margin
+        if not outside.any():
+            return points
+        factor = np.divide(1.0 - 2.0 * self._margin, length, out=np.ones_like(length), where=outside)
+        return np.where(outside, move_inward(self.center, offset * factor), points)
+
+    def contains(self, points: Array) -> Array:
+        moved = (points != self.center)[:, self.eps == 0].any(axis=1)
+        return np.asarray((self._length(points)[1][:, 0] <= 1.0 - self._margin) & ~moved)
+
+    @property
+    def _margin(self) -> float:
+        """Above the relative rounding error of a sum of d squares."""
+        return float((self.eps.size + 16) * np.finfo(np.float64).eps)
+
+    def _length(self, points: Array) -> tuple[Array, Array]:
+        """Offsets from the centre, and their length in units of ``eps``, shape ``(n, 1)``."""
         offset = points.astype(np.float64) - self.center
         with np.errstate(over="ignore"):
             scaled = np.divide(offset, self.eps, out=np.zeros_like(offset), where=self.eps > 0)
-            length = np.sqrt(np.sum(scaled * scaled, axis=1, keepdims=True))
-        # Above the relative rounding error of a sum of d squares.
-        margin = (self.eps.size + 16) * np.finfo(np.float64).eps
-        outside = length > 1.0 - margin
-        if not outside.any():
-            return points
-        factor = np.divide(1.0 - 2.0 * margin, length, out=np.ones_like(length), where=outside)
-        return np.where(outside, move_inward(self.center, offset * factor), points)
+            return offset, np.sqrt(np.sum(scaled * scaled, axis=1, keepdims=True))
 
 
 BALLS: dict[str, type[Ball]] = {"linf": LInfBall, "l2": L2Ball}

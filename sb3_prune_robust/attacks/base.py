@@ -29,8 +29,8 @@ class Attack(ABC):
     the observation space, as in the literature (Zhang et al. 2020).
 
     Images (uint8) are attacked in whole pixel values from 0 to 255, and ``eps`` is in those: the policy's own scaling to
-    ``[0, 1]`` is part of the network. Perturbations are rounded towards the true image, so that with ``norm="l2"`` small ones,
-    spread over many pixels, use a part of ``eps`` only.
+    ``[0, 1]`` is part of the network, and ``eps=4`` may move each pixel by 4. Perturbations are rounded towards the true
+    image, so that with ``norm="l2"`` small ones, spread over many pixels, use a part of ``eps`` only.
 
     :param eps: radius of the ball in units of the observation the policy receives (after VecNormalize, where there is one):
         a float, or an array with one radius per observation dimension, 0 where it cannot be attacked. With ``norm="l2"``
@@ -118,7 +118,7 @@ class Attack(ABC):
             perturbed = ball.project(self._checked(self.perturb(policy, ball), center))
         else:
             perturbed = center.copy()
-        result: Observation = restored(policy, perturbed, center, obs)
+        result: Observation = restored(policy, perturbed, ball, obs)
         return result
 
     def _ball(self, policy: Any, center: Array) -> Ball:

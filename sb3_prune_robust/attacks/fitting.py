@@ -418,7 +418,7 @@ def attacked_returns(
             warn=False,
         )
     if meter is not None:
-        meter.add(attacked.n_perturbed - env.num_envs)
+        meter.add(attacked.n_observations - env.num_envs)
     return np.array(returns)
 
 

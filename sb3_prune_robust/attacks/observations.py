@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 
+from sb3_prune_robust.attacks.balls import Ball
 from sb3_prune_robust.observations import Array
 
 _FLOATS = (np.float32, np.float64)
+_PIXEL_ROUNDING = 1e-3  # float32's spacing is 3e-5 at 510, as far as a pixel can be pushed
 
 
 def check_obs(policy: Any, obs: Any) -> Array:
@@ -72,32 +75,60 @@ def size_of(space: spaces.Space[Any]) -> int:
     return math.prod(space.shape or ())
 
 
-def restored(policy: Any, points: Array, center: Array, obs: Any) -> Any:
+def restored(policy: Any, points: Array, ball: Ball, obs: Any) -> Any:
     """
     Perturbed observations in the form of the true ones.
 
     Pixels are rounded towards the true ones, to whole values in the range of the space: so the ball is not left.
 
     :param policy: the victim
-    :param points: perturbed, flat, shape ``(n, d)``
-    :param center: true, flat, shape ``(n, d)``
+    :param points: perturbed, flat, shape ``(n, d)``, in the ball
+    :param ball: the allowed set around the true ones
     :param obs: true, as they were given
     """
     space = policy.observation_space
+    points = _in_whole_pixels(points, ball, _pixels(space, obs))
     if isinstance(space, spaces.Box):
-        return _restored(space, points, center, obs)
+        return _restored(space, points, ball.center, obs)
     places = np.cumsum([size_of(part) for part in space.spaces.values()])[:-1]
-    pairs = zip(np.split(points, places, axis=1), np.split(center, places, axis=1), strict=True)
+    pairs = zip(np.split(points, places, axis=1), np.split(ball.center, places, axis=1), strict=True)
     return {key: _restored(space[key], *pair, obs[key]) for key, pair in zip(space.spaces, pairs, strict=True)}
+
+
+def _pixels(space: spaces.Space[Any], obs: Any) -> npt.NDArray[np.bool_]:
+    """Which entries of flat observations are pixels, shape ``(d,)``."""
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([_pixels(part, obs[key]) for key, part in space.spaces.items()])
+    return np.full(size_of(space), _dtype(obs) == np.uint8)
+
+
+def _dtype(obs: Any) -> Any:
+    return obs.detach().cpu().numpy().dtype if isinstance(obs, th.Tensor) else obs.dtype
+
+
+def _in_whole_pixels(points: Array, ball: Ball, pixels: npt.NDArray[np.bool_]) -> Array:
+    """
+    Offsets of pixels without their fractions.
+
+    The float below a whole offset means that offset: points were rounded into the ball, which at ``eps=4`` gives 3.99999.
+    Where that is not in the ball after all, fractions are cut off as they are.
+    """
+    if not pixels.any():
+        return points
+    offset = (points - ball.center)[:, pixels]
+    cut, whole = points.copy(), points.copy()
+    cut[:, pixels] = ball.center[:, pixels] + np.trunc(offset)
+    whole[:, pixels] = ball.center[:, pixels] + np.trunc(offset + np.copysign(_PIXEL_ROUNDING, offset))
+    return np.where(ball.contains(whole)[:, None], whole, cut)
 
 
 def _restored(space: spaces.Space[Any], points: Array, center: Array, obs: Any) -> Any:
     is_tensor = isinstance(obs, th.Tensor)
-    dtype = obs.detach().cpu().numpy().dtype if is_tensor else obs.dtype
+    dtype = _dtype(obs)
     if not isinstance(space, spaces.Box) or not can_be_attacked(space, dtype):
         return obs.clone() if is_tensor else obs.copy()
     if dtype == np.uint8:
-        points = np.clip(center + np.trunc(points - center), space.low.ravel(), space.high.ravel())
+        points = np.clip(points, space.low.ravel(), space.high.ravel())
     result = _narrowed(points, center, dtype).reshape(obs.shape)
     return th.as_tensor(result, device=obs.device) if is_tensor else result
 

@@ -28,8 +28,8 @@ class AdversarialVecEnv(VecEnvWrapper):
     rest is up to you.
 
     ``infos[i]["true_observation"]`` is the true version of the observation returned beside it; ``reset_infos`` has it after
-    a reset, automatic ones too. ``terminal_observation`` stays true. ``n_perturbed`` and ``mean_perturbation`` tell whether
-    an attack took place.
+    a reset, automatic ones too. ``terminal_observation`` stays true. Whether an attack took place is told by
+    ``n_perturbed``, how many of the ``n_observations`` that have passed are not the true ones, and ``mean_perturbation``.
 
     :param venv: the environment to wrap, with ``VecNormalize`` where the agent was trained with one
     :param model: the victim: an SB3 algorithm or policy
@@ -54,13 +54,17 @@ class AdversarialVecEnv(VecEnvWrapper):
         self._vec_normalize = unwrap_vec_normalize(venv)
         _check_chain(venv, model, self._vec_normalize)
         self._check_frozen()
-        self.n_perturbed = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.n_observations = self.n_perturbed = 0
         self._total_perturbation = 0.0
 
     @property
     def mean_perturbation(self) -> float:
-        """Mean size of the perturbations so far, in the attack's norm; 0.0 before the first."""
-        return self._total_perturbation / max(self.n_perturbed, 1)
+        """Mean size of the perturbations so far, in the attack's norm, over all observations; 0.0 before the first."""
+        return self._total_perturbation / max(self.n_observations, 1)
 
     def reset(self) -> Observations:
         true_obs = copied(self.venv.reset())
@@ -80,7 +84,8 @@ class AdversarialVecEnv(VecEnvWrapper):
         perturbed = self.attack(self.model, true_obs)
         change = difference(perturbed, true_obs)
         sizes = np.abs(change).max(axis=1) if self.attack.norm == "linf" else np.linalg.norm(change, axis=1)
-        self.n_perturbed += len(sizes)
+        self.n_observations += len(sizes)
+        self.n_perturbed += int(np.count_nonzero(sizes))
         self._total_perturbation += float(sizes.sum())
         return perturbed
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_prune_robust.attacks.adversarial_training import without_adversary
 from sb3_prune_robust.bounds import Ball
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.evaluation.clean_play import check_environment, check_horizon, known_rewards, play_clean
@@ -164,7 +165,7 @@ class CertificateCallback(BaseCallback):
     def _log_return(self) -> None:
         assert self.eval_env is not None
         began = time.perf_counter()
-        sync_envs_normalization(self.training_env, self.eval_env)
+        sync_envs_normalization(without_adversary(self.training_env), self.eval_env)
         play = play_clean(
             self.model,
             self.eval_env,

@@ -60,7 +60,7 @@ def action_modules(policy: Any) -> list[nn.Module]:
     kind = kind_of(policy)
     if kind == "distribution":
         _check_actor_critic(policy)
-        _check_standard(policy, "get_distribution")
+        _check_standard(policy, "get_distribution", "_predict", "predict")
         return [*policy.mlp_extractor.policy_net, policy.action_net]
     _check_standard(policy, "_predict", "forward", "predict")
     body = policy if kind == "linear" else getattr(policy, {"q": "q_net", "quantiles": "quantile_net"}.get(kind, "actor"))

@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_prune_robust.attacks import make_attack
+from sb3_prune_robust.attacks.adversarial_training import without_adversary
 from sb3_prune_robust.evaluation.rollouts import rollout
 from sb3_prune_robust.pruning import sparsity
 from sb3_prune_robust.tuning.settings import FIRST_SEED, TuneSettings
@@ -80,7 +81,7 @@ class Training:
 
     def evaluate(self) -> Score:
         """Play the held-out episodes: the same for every trial and evaluation, and seen by no training."""
-        sync_envs_normalization(self.model.get_env(), self.venv)
+        sync_envs_normalization(without_adversary(self.model.get_env()), self.venv)
         settings = self.settings
         play: dict[str, Any] = dict(n_episodes=settings.n_episodes, deterministic=True, seed=FIRST_SEED)
         clean = float(rollout(self.model.policy, self.venv, **play).returns.mean())

@@ -11,9 +11,10 @@ from sb3_contrib import ARS, TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_prune_robust.attacks import ATTACKS, AdversarialTrainingCallback, Attack
+from sb3_prune_robust.attacks import ATTACKS, AdversarialTrainingCallback, Attack, RandomAttack
 
 EPS = 0.25
 
@@ -223,6 +224,25 @@ def test_environments_may_live_in_other_processes() -> None:
     finally:
         venv.close()
     assert 0.09 < seen.logged[0]["attack/mean_perturbation"] <= 0.1
+
+
+def test_a_ramp_on_images_may_begin_below_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That no pixel moves yet is no failure; that none moves at full eps is."""
+    images = [lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True)]
+    settings: dict[str, Any] = dict(n_steps=128, batch_size=128, n_epochs=1, seed=0, device="cpu")
+    ramp: dict[str, Any] = dict(eps_schedule="linear", end=1.0)
+    seen = Seen()
+    PPO("CnnPolicy", DummyVecEnv(images), **settings).learn(
+        512, callback=[AdversarialTrainingCallback("random", 2.0, **ramp), seen]
+    )
+    assert [one["attack/eps"] for one in seen.logged] == [0.0, 0.5, 1.0, 1.5]
+    moved = [one["attack/mean_perturbation"] for one in seen.logged]
+    assert moved[1] == 0 and 0 < moved[2] <= 1
+    monkeypatch.setattr(RandomAttack, "perturb", lambda self, policy, ball: ball.center)
+    with pytest.raises(RuntimeError, match=r"left 100 observations and more unchanged although eps is 1\.0"):
+        PPO("CnnPolicy", DummyVecEnv(images), **settings).learn(
+            512, callback=AdversarialTrainingCallback("random", 2.0, **ramp)
+        )
 
 
 def test_numbers_are_those_of_the_seed(counter: Any) -> None:

@@ -98,7 +98,7 @@ def test_no_attack_is_no_change(trained: PPO) -> None:
     plain = make_vec_env("CartPole-v1", n_envs=2)
     wrapped = AdversarialVecEnv(make_vec_env("CartPole-v1", n_envs=2), trained, RandomAttack(0.0))
     assert returns(plain) == returns(wrapped)
-    assert wrapped.n_perturbed > 0 and wrapped.mean_perturbation == 0.0
+    assert wrapped.n_observations > 0 and wrapped.n_perturbed == 0 and wrapped.mean_perturbation == 0.0
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_prune_robust import AdversarialVecEnv, certify
 from sb3_prune_robust.actor import Actor
-from sb3_prune_robust.attacks import MAD, PAAD, PGD, SARL, Budget, CriticAttack, RandomAttack, RobustSarsa, Snooping
+from sb3_prune_robust.attacks import MAD, PAAD, PGD, SARL, Attack, Budget, CriticAttack, RandomAttack, RobustSarsa, Snooping
 from sb3_prune_robust.attacks.engines import NetworkReader, outputs_at
 from sb3_prune_robust.attacks.objectives import analytic_objective, autograd_objective
 from sb3_prune_robust.evaluation import rollout
@@ -334,6 +334,25 @@ def test_images_are_attacked_in_whole_pixels(algorithm: Any) -> None:
     assert attacked.perturbed == 1 and rollout(model, venv, 4, deterministic=True).perturbed == 0
     with pytest.raises(NoAttackError):
         rollout(model, venv, 2, attack=MAD(0.5, steps=1, restarts=1), deterministic=True)  # less than a pixel's step
+
+
+@pytest.mark.parametrize("eps, norm, moved", [
+    (1, "linf", 1), (1.5, "linf", 1), (4, "linf", 4), (4.01, "linf", 4), (3.99995, "linf", 3), (0.9, "linf", 0),
+    (255, "linf", 128),
+    (36 * 4 + 0.1, "l2", 4), (36 * 4 - 0.1, "l2", 3),
+])  # fmt: skip
+def test_a_pixel_moves_by_all_of_a_whole_radius(eps: float, norm: str, moved: int) -> None:
+    """The ball ends just below 128 + 4 in floats, since it is rounded inward: cut off, that was a move of 3."""
+
+    class Corner(Attack):
+        def perturb(self, policy: Any, ball: Any) -> Any:
+            return ball.center + 1000 * np.where(np.arange(ball.center.shape[1]) % 2, 1, -1)
+
+    model = PPO("CnnPolicy", DummyVecEnv([lambda: Sights(("image",))]), n_steps=4, batch_size=4, seed=0, device="cpu")
+    obs = np.full((2, 1, 36, 36), 128, np.uint8)
+    change = Corner(eps, norm)(model, obs).astype(int) - obs
+    side = np.where(np.arange(36 * 36) % 2, 1, -1).reshape(36, 36)
+    np.testing.assert_array_equal(change, np.broadcast_to(np.minimum(moved * side, 127), change.shape))
 
 
 def _outputs(model: Any, obs: Any) -> Any:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.certificates.divergences import categorical_kl, gaussian_kl, gaussian_tv
 from sb3_prune_robust.network import UnsupportedNetworkError, action_network
@@ -199,6 +200,23 @@ class NoPolicy(th.nn.Module):
 class OtherForward(ActorCriticPolicy):
     def get_distribution(self, obs):
         return super().get_distribution(2 * obs)
+
+
+@pytest.mark.parametrize("method", ["predict", "_predict"])
+def test_what_a_policy_does_before_its_network_is_played_and_not_certified(build_policy, method):
+    """A defence such as a filter of what is observed: its network alone is another agent."""
+
+    def defended(self, observation, *args, **kwargs):
+        return getattr(ActorCriticPolicy, method)(self, observation * 0, *args, **kwargs)
+
+    policy = build_policy(cls=type("Defended", (ActorCriticPolicy,), {method: defended}))
+    with pytest.raises(UnsupportedNetworkError, match=f"Defended.{method} is not Stable-Baselines3's own"):
+        certify(policy, OBSERVATIONS, 0.1)
+    observations = 10 * OBSERVATIONS
+    played, _ = Actor(policy, True)(observations, [np.random.default_rng(0)] * len(observations))
+    np.testing.assert_array_equal(played, policy.predict(observations, deterministic=True)[0])
+    assert (played == played[0]).all()  # whatever is observed
+    assert not (ActorCriticPolicy.predict(build_policy(), observations, deterministic=True)[0] == played).all()
 
 
 def test_policies_that_are_not_covered(build_policy):

@@ -11,6 +11,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback, certify
+from sb3_prune_robust.attacks import AdversarialTrainingCallback
 from sb3_prune_robust.evaluation import CertificateCallback
 from sb3_prune_robust.evaluation.loading import make_env
 
@@ -61,6 +62,14 @@ def test_training_is_the_same_with_and_without() -> None:
     with_certificates, without = learn(callback), learn(None)
     for ours, theirs in zip(with_certificates.policy.parameters(), without.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
+
+
+def test_it_certifies_a_return_while_training_is_under_attack() -> None:
+    """The adversary is one wrapper more than the environment of the certificate has."""
+    callback = Recorder(0.01, freq=1, eval_env=evaluation_env(), return_freq=1, n_episodes=5, max_share=1.0)
+    learn([AdversarialTrainingCallback("random", 0.01), callback], 512)
+    assert all("certificate/return" in entry for entry in callback.logged) and len(callback.logged) == 2
+    assert callback.eval_env.obs_rms.count > 256  # type: ignore[union-attr]  # statistics of training
 
 
 def test_bound_a_falls_as_pruning_goes_on_and_the_callbacks_work_together() -> None:

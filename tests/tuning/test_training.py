@@ -5,6 +5,7 @@ import pytest
 import torch as th
 import yaml
 from optuna.trial import FixedTrial
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_prune_robust import sparsity
 from sb3_prune_robust.cli import main
@@ -67,6 +68,24 @@ def test_normalised_statistics_are_those_of_training(tmp_path):
     assert score.attacked is None and -2000 < score.clean < 0  # raw: no normalised return is as low
     assert (training.venv.obs_rms.mean == training.model.get_env().obs_rms.mean).all()
     assert training.model.get_env().training and training.model.get_env().norm_reward
+    training.close()
+
+
+def test_training_under_attack_is_evaluated_on_the_way(tmp_path):
+    under_attack = {"sb3_prune_robust.attacks.AdversarialTrainingCallback": {"attack": "random", "eps": 0.1}}
+    settings = TuneSettings("ppo", "Pendulum-v1", eps=0.1, weight=0.5, n_episodes=1)
+    training = Training(settings, {**settings.entry, "n_steps": 16, "callback": [under_attack]}, 0, tmp_path)
+    scores = []
+
+    class Evaluation(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            scores.append((training.evaluate(), type(self.training_env).__name__))
+
+    training.model.learn(256, callback=[*training.manager.callbacks, Evaluation()])
+    assert {name for _, name in scores} == {"TrainingAdversary"} and scores[0][0].attacked != scores[0][0].clean
     training.close()
 
 

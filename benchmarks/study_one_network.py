@@ -4,10 +4,11 @@ What the theorem itself says, on the study's dense agents: the bounds of a netwo
     python benchmarks/study_one_network.py       # after the study's runs; from half a minute for each agent
 
 The study compares agents that were pruned while they learned with dense ones that learned as long, which are other networks.
-Here each dense agent is its own pair: pruned once, by magnitude and at random, not trained on, and certified at the states
-that it visited while dense. Writes ``docs/study/one_network.csv``, a line for each agent, score and sparsity with its clean
-return and bounds on total variation, and prints how often each bound rose. It needs ``docs/study/results/agents``, which
-the run leaves there; what is in the file already is left alone, and so are agents that are not there.
+Here each dense agent is its own pair: pruned once, by magnitude and at random (other weights for each agent), not trained on,
+and certified at the states that it visited while dense. Writes ``docs/study/one_network.csv``, a line for each agent, score
+and sparsity with its return (``clean``: deterministic, ``sampled``) and bounds on total variation, and prints how often each
+bound rose. It needs ``docs/study/results/agents``, which the run leaves there; what is in the file already is left alone, and
+so are agents that are not there.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from tqdm import tqdm
 from sb3_prune_robust.certificates import certify
 from sb3_prune_robust.evaluation.rollouts import rollout
 from sb3_prune_robust.evaluation.tables import table
-from sb3_prune_robust.pruning import prune_policy
+from sb3_prune_robust.pruning import RandomScore, prune_policy
 from sb3_prune_robust.study.claims import ROUNDING
 from sb3_prune_robust.study.config import Study, read_study
+from sb3_prune_robust.study.measure import N_ENVS, SEED
 from sb3_prune_robust.study.store import StudyStore, Task, make_task
 from sb3_prune_robust.study.training import FINAL, train
 
@@ -35,7 +37,8 @@ STUDY = Path(__file__).parents[1] / "docs" / "study"
 RESULTS = STUDY / "one_network.csv"
 SCORES, SPARSITIES = ("magnitude", "random"), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 METHODS = ("abs", "spectral", "lipsdp", "interval", "crown", "best")
-N_EPISODES, SEED = 30, 100_000  # as in the study
+RETURNS = ("clean", "sampled")
+N_EPISODES = 30
 
 
 def agents(study: Study, store: StudyStore) -> Iterator[Task]:
@@ -50,7 +53,7 @@ def agents(study: Study, store: StudyStore) -> Iterator[Task]:
 def certified(study: Study, store: StudyStore, task: Task) -> list[dict[str, Any]]:
     """Clean return and mean total variation by every method, at the first eps: of an agent and of what pruning makes of it."""
     env, seed = task.cell.env, task.cell.seed
-    trained = train(study.key(task.cell), store.agent(task), N_EPISODES)
+    trained = train(study.key(task.cell), store.agent(task), N_ENVS)
     played = rollout(trained.model, trained.venv, N_EPISODES, deterministic=False, seed=SEED, record=True)
     states = np.concatenate(played.observations)
     states = states[np.linspace(0, len(states) - 1, study.evaluation.n_states).astype(int)]
@@ -58,12 +61,23 @@ def certified(study: Study, store: StudyStore, task: Task) -> list[dict[str, Any
     for scores, sparsity in [("none", 0.0), *((one, level) for one in SCORES for level in SPARSITIES)]:
         policy = copy.deepcopy(trained.model.policy)
         if sparsity:
-            th.manual_seed(seed)  # of random scores
-            prune_policy(policy, sparsity, scores)
+            prune_policy(policy, sparsity, RandomScore(seed) if scores == "random" else scores)
         found = certify(policy, states, study.environments[env].eps[0])
         tv = {name: float(one.tv.mean()) for name, one in {**found.by_method, "best": found}.items()}
-        clean = rollout(policy, trained.venv, N_EPISODES, deterministic=True, seed=SEED).returns.mean()
-        lines.append({"env": env, "seed": seed, "scores": scores, "sparsity": sparsity, "clean": clean, **tv})
+        returns = [
+            rollout(policy, trained.venv, N_EPISODES, deterministic=deterministic, seed=SEED).returns.mean()
+            for deterministic in (True, False)
+        ]
+        lines.append(
+            {
+                "env": env,
+                "seed": seed,
+                "scores": scores,
+                "sparsity": sparsity,
+                **dict(zip(RETURNS, returns, strict=True)),
+                **tv,
+            }
+        )
     trained.venv.close()
     return lines
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata, spearmanr
 
+from sb3_prune_robust.evaluation.statistics import t_interval
 from sb3_prune_robust.evaluation.sweet_spots import clean_threshold
 from sb3_prune_robust.evaluation.tables import number, table
 from sb3_prune_robust.study import claims
@@ -23,12 +25,13 @@ from sb3_prune_robust.study.cells import NONE
 from sb3_prune_robust.study.config import Study, read_study
 from sb3_prune_robust.study.plan import collect
 from sb3_prune_robust.study.report_tables import ends
-from sb3_prune_robust.study.statistics import VARIANT, differences, pairs
+from sb3_prune_robust.study.statistics import VARIANT, differences, ends_of, pairs
 from sb3_prune_robust.study.store import StudyStore
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
 MAIN = (("ppo", "plain", "magnitude", "erk", "polynomial"), ("ppo", "plain", NONE, NONE, NONE))
 MODERATE = (0.3, 0.5, 0.7)
+N_PERMUTED = 2000
 Rows = list[list[object]]
 _BOTH = ("dense, short", "dense, strong", "pruned, short", "pruned, strong")
 
@@ -59,7 +62,7 @@ def decided(yes: int, done: int, total: int, confirmed: int, refuted_below: int)
     return "**undecided**" if done == total else "open"
 
 
-def bounds(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
+def bounds(main: pd.DataFrame, study: Study) -> tuple[str, str, Rows]:
     """Claim 1: verdict, numbers, lines."""
     both, lines, shares = pairs(main), [], []
     for env, one in both.groupby("env", sort=False):
@@ -70,14 +73,25 @@ def bounds(main: pd.DataFrame, total: int) -> tuple[str, str, Rows]:
     if (higher >= 0.5).any():
         verdict = "**refuted**"
     else:
-        possible, whole = (lower >= 0.9).all(), len(lines) == total
+        possible, whole = (lower >= 0.9).all(), len(lines) == len(study.environments)
         verdict = ("**confirmed**" if whole else "open") if possible else "**undecided**" if whole else "open, not confirmed"
+    common = common_levels(study)
+    few = [compared(one, "tv:best")[1] >= 0.5 for _, one in both[both["sparsity"].isin(common)].groupby("env")]
     counts = [
         f"`{name}`: lower in 90 % of the pairs in {(lower[:, i] >= 0.9).sum()} of {len(lines)} environments, higher in "
         f"half of them in {(higher[:, i] >= 0.5).sum()}"
         for i, name in enumerate(("best", "abs"))
     ]
+    counts.append(f"at {', '.join(f'{level:g}' for level in common)} alone `best` is higher in half of them in {sum(few)}")
     return verdict, "; ".join(counts), lines
+
+
+def common_levels(study: Study) -> list[float]:
+    """Sparsities that the main comparison has in every environment: shares of pairs depend on which are pooled."""
+    levels = [
+        {cell.sparsity for cell in study.cells if cell.env == env and cell.variant[1:] in MAIN} for env in study.environments
+    ]
+    return sorted(set.intersection(*levels) - {0})
 
 
 def compared(both: pd.DataFrame, name: str) -> tuple[float, float, str]:
@@ -93,7 +107,8 @@ def spots(main: pd.DataFrame, study: Study, references: dict[str, float]) -> tup
     found, total, lines, yes = differences(main, study.confidence), len(study.environments), [], 0
     pruned = _levels_of(main)[1:]
     for env, one in found[found["quantity"] == "worst"].groupby("env", sort=False):
-        lines.append([env, *_by_level({row["sparsity"]: ends(row) + _sign(row) for _, row in one.iterrows()}, pruned)])
+        texts = {row["sparsity"]: ends(row) + _sign(row) for _, row in one.iterrows()}
+        lines.append([env, *_by_level(texts, pruned), unharmed(main[main["env"] == env], len(texts), study.confidence)])
         yes += bool(one["supported"].any())
     over = aggregate(main, references, confidence=study.confidence)
     over = over[over["quantity"] == "difference_mean"].sort_values("sparsity")
@@ -101,12 +116,20 @@ def spots(main: pd.DataFrame, study: Study, references: dict[str, float]) -> tup
         [
             f"finished ({len(lines)}), normalised",
             *_by_level({row["sparsity"]: _over(row) for _, row in over.iterrows()}, pruned),
+            "",
         ]
     )
     verdict = decided(yes, len(lines) - 1, total, 4, 1)
     if verdict == "**refuted**" and (over["low"] > 0).any():
         verdict = "**undecided**"
     return verdict, f"a supported sparsity in {yes} of {len(lines) - 1} environments", lines
+
+
+def unharmed(one: pd.DataFrame, n_tried: int, confidence: float) -> str:
+    """The difference to the dense agents of agents as good as these that no attack harms: the most that pruning could gain."""
+    dense = one[one["sparsity"] == 0]
+    found = t_interval((dense["clean"] - dense["worst"]).to_numpy(), 1 - (1 - confidence) / n_tried)
+    return ends(pd.Series(ends_of(found)))
 
 
 def _over(row: pd.Series) -> str:
@@ -162,6 +185,30 @@ def by_sparsity(main: pd.DataFrame, name: str) -> Rows:
     return [[env, *_by_level(means[env], _levels_of(main))] for env in main["env"].unique()]
 
 
+def against_attacked(one: pd.DataFrame, name: str) -> str:
+    """Rank correlation of a bound with the worst return: of all agents, and within seeds with its permutation test."""
+    bound, worst = (one.pivot(index="sparsity", columns="seed", values=column).to_numpy() for column in (name, "worst"))
+    ranks, others = (rankdata(values, axis=0) - (len(values) + 1) / 2 for values in (bound, worst))
+    drawn = np.random.default_rng(0).permuted(np.broadcast_to(others, (N_PERMUTED, *others.shape)), axis=1)
+    seen, null = (ranks * others).sum(), (ranks * drawn).sum(axis=(1, 2))
+    p = (1 + (np.abs(null) >= abs(seen) - 1e-9).sum()) / (1 + N_PERMUTED)
+    size = np.sqrt((ranks**2).sum() * (others**2).sum())
+    if not size:
+        return "all equal"
+    return f"{spearmanr(bound.ravel(), worst.ravel())[0]:.2f}; {seen / size:.2f} (p = {p:.2g})"
+
+
+def correlations(main: pd.DataFrame, further: pd.DataFrame) -> Rows:
+    """Of bounds and worst return, by environment, at both eps."""
+    lines = []
+    for env in main["env"].unique():
+        both = [rows[rows["env"] == env] for rows in (main, further)]
+        lines.append(
+            [env, *("" if one.empty else against_attacked(one, f"tv:{how}") for one in both for how in ("best", "abs"))]
+        )
+    return lines
+
+
 def strong(frame: pd.DataFrame, study: Study) -> Rows:
     """The candidates of the main comparison and their dense agents under the strong attacks, at the first eps."""
     rows = main_rows(frame, study, "strong")
@@ -181,7 +228,7 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
     main, total = main_part(frame, study), len(study.environments)
     done = list(main["env"].unique())
     header = ["environment", *(f"{level:g}" for level in _levels_of(main))]
-    one, two = bounds(main, total), spots(main, study, references)
+    one, two = bounds(main, study), spots(main, study, references)
     three, four = kept(main, total), frontier(main, total)
     hard, further = strong(frame, study), main_rows(frame, study, "short", 1)
     names = ("1. Bounds tighten", "2. Sweet spots", "3. Clean return is kept", "4. Frontier")
@@ -207,10 +254,15 @@ def write(frame: pd.DataFrame, study: Study, references: dict[str, float]) -> st
         table([header[0], "tv, best", "tv, abs", "radius, best", "radius, abs"], one[2]),
         "Mean of `tv`, best, by sparsity:",
         table(header, by_sparsity(main, "tv:best")),
+        "Do agents with a tighter bound keep more under attack? Spearman's correlation of bound and worst return over all "
+        "agents of an environment; within seeds (p by permutation of sparsities, not corrected). Takes part in no verdict.",
+        table([header[0], "tv, best", "tv, abs", "tv, best, second eps", "tv, abs, second eps"], correlations(main, further)),
         "## 2. Worst return minus the dense agent's\n\nMean of the pairs [Student's interval, jointly at 95 % over the "
         "sparsities tried], in units of return. Over environments: normalised (0: random actions, 1: the dense clean mean), "
-        "rliable's stratified bootstrap, not corrected; (n): of n.",
-        table([header[0], *header[2:]], two[2]),
+        "rliable's stratified bootstrap, not corrected; (n): of n. "
+        "Last, what pruned agents would gain that are as good as the dense ones and that no attack harms: where that "
+        "interval contains 0, no sparsity can be supported by gains like these: the dense agents differ too much.",
+        table([header[0], *header[2:], "no attack harms"], two[2]),
         "## 4. Frontier, by means\n\nThe rule asks for one of those tried. If pruning did nothing at all, one "
         f"of six (four) would dominate in {by_chance(6):.0%} ({by_chance(4):.0%}) of environments if clean and worst are "
         f"independent, in {6 / 7:.0%} ({4 / 5:.0%}) of those where all clean returns are equal.",

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 from small import changed
 from synthetic import record
 
@@ -85,7 +87,7 @@ def test_a_level_that_an_environment_has_not_leaves_its_column_empty():
     lines = [
         [cell.strip() for cell in line.split("|")[2:-1]] for line in page.splitlines() if line.startswith("| CartPole-v1")
     ]
-    clean, worst, second, _, bounds, difference, _ = lines
+    clean, worst, second, _, bounds, _, difference, _ = lines
     assert (
         clean == ["100", "100", "", "100", "100"]
         and bounds == ["0.1", "0.1", "", "0.1", "0.1"]
@@ -93,7 +95,7 @@ def test_a_level_that_an_environment_has_not_leaves_its_column_empty():
     )
     assert [worst[2], difference[1]] == ["", ""] and worst[3].startswith("55") and difference[2].startswith("5.")
     (over,) = (line.split("|")[2:-1] for line in page.splitlines() if line.startswith("| finished (2)"))
-    assert [cell.strip().endswith("] (1)") for cell in over] == [False, True, False, False]
+    assert [cell.strip().endswith("] (1)") for cell in over] == [False, True, False, False, False]
 
 
 def test_a_small_gain_over_all_environments_keeps_sweet_spots_undecided(plan):
@@ -118,6 +120,47 @@ def test_environments_that_are_not_finished_do_not_count_and_leave_claims_open(p
     assert set(verdicts.main_part(made.frame, plan)["env"]) == set(ENVS) - {"Acrobot-v1"}
     assert found(plan, keep=keep, tv=lambda cell: 0.1 * (1 - cell.sparsity))[1] == "open"
     assert found(plan, keep=keep)[3] == "open" and found(plan, keep=keep)[1] == "open, not confirmed"  # bounds are equal
+
+
+def agents(bound, worst, clean=100.0):
+    """Three levels, two seeds; values by level, a row a seed."""
+    cells = [(level, seed) for seed in range(2) for level in range(3)]
+    values = [(0.3 * level, seed, clean, bound[seed][level], worst[seed][level]) for level, seed in cells]
+    return pd.DataFrame(values, columns=["sparsity", "seed", "clean", "tv:best", "worst"])
+
+
+def test_a_bound_is_ranked_against_the_return_over_all_and_within_seeds():
+    # Each seed's tighter bound keeps more; the seeds differ the other way, which only the first number sees.
+    mixed = agents([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9]], [[30, 20, 10], [90, 80, 70]])
+    text = verdicts.against_attacked(mixed, "tv:best")
+    assert text.startswith("0.54; -1.00 (p = ")
+    # Of 36 pairs of orders 2 are as far from 0: both seeds in step, either way.
+    assert float(text.split("p = ")[1].rstrip(")")) == pytest.approx(2 / 36, abs=0.02)
+    assert verdicts.against_attacked(agents([[1, 1, 1]] * 2, [[3, 2, 1]] * 2), "tv:best") == "all equal"
+
+
+def test_what_could_be_gained_at_most_has_the_interval_of_the_differences():
+    dense = agents([[0] * 3] * 2, [[60, 0, 0], [40, 0, 0]])  # 40 and 60 to gain
+    mean, low, high = 50.0, *(50 + side * stats.t.ppf(1 - 0.025 / 4, 1) * 10 for side in (-1, 1))
+    text = verdicts.unharmed(dense, 4, 0.95).replace("[", "").replace("]", "").replace(",", "").split()
+    assert [float(one) for one in text] == pytest.approx([mean, low, high], rel=1e-2)
+
+
+def test_bounds_are_compared_at_the_levels_that_all_environments_have_too():
+    one = {"entry": {"n_timesteps": 100}, "eps": [0.1]}
+    grid = [
+        {"environments": [ENVS[0]], "sparsities": [0, 0.3, 0.7], "seeds": [0, 1]},
+        {"environments": [ENVS[1]], "sparsities": [0, 0.7, 0.9], "seeds": [0, 1]},
+    ]
+    plan = make_study(changed(environments=dict.fromkeys(ENVS[:2], one), grid=grid))
+    assert verdicts.common_levels(plan) == [0.7]
+    higher = results(
+        plan, tv=lambda cell: 0.1 + 0.1 * (cell.env == ENVS[0] and cell.sparsity == 0.7) - 0.05 * (cell.sparsity == 0.3)
+    )
+    assert (
+        "at 0.7 alone `best` is higher in half of them in 1"
+        in verdicts.bounds(verdicts.main_part(higher.frame, plan), plan)[1]
+    )
 
 
 @pytest.mark.parametrize("yes, done, verdict", [

@@ -44,8 +44,9 @@ class Cell:
     One sparsity in one mode: the episodes of each agent, clean and under each attack (same seeds, same order).
 
     :param clean: without attack
-    :param attacked: by attack, at ``eps``
-    :param skipped: attacks that changed nothing or found nothing to learn, and why
+    :param attacked: by attack, at ``eps``; for an agent on which it changed nothing or found nothing to learn, the clean ones
+    :param skipped: attacks that changed nothing or found nothing to learn on any agent, and why
+    :param nothing_found: by attack that did on some agents only, why it did not on each of the others
     :param costs: by attack that is learned, what fitting it on each agent took
     :param curve: by radius, under the attacks of :meth:`worst_attacks`; empty for agents that are not certified
     :param smoothed: without attack, the mode played on observations with noise added; empty unless asked for
@@ -57,6 +58,7 @@ class Cell:
     costs: dict[str, list[Cost]] = field(default_factory=dict)
     curve: dict[float, Attacked] = field(default_factory=dict)
     smoothed: list[Episodes] = field(default_factory=list)
+    nothing_found: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def values(self, episodes: list[Episodes], field: str = "returns") -> Array:
         """One value for each independent unit: each episode of a single agent, else the mean of each agent."""
@@ -154,23 +156,41 @@ def play_cell(agents: Sequence[Agent], level: float, settings: Settings, mode: s
     :param mode: ``"stochastic"`` or ``"deterministic"``
     :param watch: who is told of progress
     :param store: where finished pieces are kept
-    :raises NoAttackError: if no attack changed any observation; one that did not is in ``skipped``
+    :raises NoAttackError: if no attack changed any observation of any agent; one that did not is in ``skipped``
     """
     held_out = [_held_out(agent, level, settings, mode, watch, store) for agent in agents]
     cell = Cell([one.clean(record=True).episodes for one in held_out], {}, {})
     for name in settings.attacks:
-        try:
-            played = [one.named(name, settings.eps, settings.norm) for one in held_out]
-        except (NoAttackError, NothingToLearnError) as error:
-            cell.skipped[name] = str(error)
-            continue
-        cell.attacked[name] = [one.episodes for one in played]
-        cell.costs[name] = [one.cost for one in played if one.cost is not None]
+        _attack_all(cell, name, agents, held_out, settings)
     if not cell.attacked:
         raise NoAttackError(f"at sparsity {level} no attack changed any observation: {'; '.join(cell.skipped.values())}")
     if mode == "stochastic" and _certifies(settings):
         _play_for_certificates(cell, held_out, settings)
     return cell
+
+
+def _attack_all(cell: Cell, name: str, agents: Sequence[Agent], held_out: Sequence[HeldOut], settings: Settings) -> None:
+    """
+    Each agent under an attack.
+
+    One on which it finds nothing keeps its clean return under it, and is named in the report. Left out with all the others,
+    the minimum would be over other attacks at one sparsity than at another.
+    """
+    episodes, costs, nothing = list(cell.clean), [], {}
+    for i, (agent, one) in enumerate(zip(agents, held_out, strict=True)):
+        try:
+            played = one.named(name, settings.eps, settings.norm)
+        except (NoAttackError, NothingToLearnError) as error:
+            nothing[agent.name] = str(error)
+            continue
+        episodes[i] = played.episodes
+        costs += [] if played.cost is None else [played.cost]
+    if len(nothing) == len(agents):
+        cell.skipped[name] = next(iter(nothing.values()))
+        return
+    cell.attacked[name], cell.costs[name] = episodes, costs
+    if nothing:
+        cell.nothing_found[name] = nothing
 
 
 def _play_for_certificates(cell: Cell, held_out: Sequence[HeldOut], settings: Settings) -> None:

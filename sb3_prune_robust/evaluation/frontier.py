@@ -142,7 +142,8 @@ def _worst(cell: Cell, level: float, settings: Settings) -> dict[str, Any]:
 def _attack_record(cell: Cell, name: str, settings: Settings) -> dict[str, Any]:
     learned = name in settings.learned
     budget = asdict(budget_of(name, settings.attack_budget)) if learned else None
-    common = {"learned": learned, "budget": budget, "cost": [asdict(cost) for cost in cell.costs.get(name, [])] or None}
+    cost = [asdict(one) for one in cell.costs.get(name, [])] or None
+    common = {"learned": learned, "budget": budget, "cost": cost, "nothing_found": cell.nothing_found.get(name, {})}
     if name in cell.skipped:
         return {"not_attacked": cell.skipped[name], **common}
     return {**_summary(cell, cell.attacked[name], settings), **common}

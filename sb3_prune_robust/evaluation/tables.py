@@ -7,12 +7,12 @@ from typing import Any
 
 
 def interval(cell: Mapping[str, Any]) -> str:
-    """A mean with its interval, as far as they are known."""
+    """A mean with its interval, as far as they are known, and the agents on which an attack found nothing."""
     if "mean" not in cell:
         return "no attack"
-    if cell["low"] is None:
-        return number(cell["mean"])
-    return f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]"
+    note = f" (nothing found on {', '.join(cell['nothing_found'])})" if cell.get("nothing_found") else ""
+    ends = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
+    return number(cell["mean"]) + ends + note
 
 
 def gain(gain: Mapping[str, Any] | None) -> str:

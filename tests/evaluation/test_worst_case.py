@@ -13,14 +13,17 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_prune_robust import worst_case
 from sb3_prune_robust.attacks import MAD, PAAD, SARL, Budget, FittedAttack, RandomAttack, RobustSarsa, fitting
+from sb3_prune_robust.attacks.fitting import NothingToLearnError
 from sb3_prune_robust.attacks.registry import is_known
 from sb3_prune_robust.evaluation import held_out
 from sb3_prune_robust.evaluation.cells import Agent, play_cell
-from sb3_prune_robust.evaluation.held_out import Watch
+from sb3_prune_robust.evaluation.frontier import frontier
+from sb3_prune_robust.evaluation.held_out import HeldOut, Watch
 from sb3_prune_robust.evaluation.loading import make_env
 from sb3_prune_robust.evaluation.rollouts import NoAttackError, rollout
 from sb3_prune_robust.evaluation.settings import Settings
 from sb3_prune_robust.evaluation.store import Store
+from sb3_prune_robust.evaluation.tables import interval
 
 STEPS = Budget(steps=600)
 
@@ -114,6 +117,31 @@ def test_so_it_is_in_an_audit(cartpole_model: PPO) -> None:
     cell = play_cell([agent], 0.0, settings, "deterministic", Watch(lambda: played.append(None)), Store(None))
     assert set(cell.attacked) == {"random"} and set(cell.skipped) == {"robust-sarsa"} and not cell.costs["random"]
     assert len(played) == 3 * 2
+
+
+def test_an_attack_that_finds_nothing_on_one_agent_stays_for_the_others(
+    cartpole_model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the minimum of the others would lack an attack, at this sparsity and not at another."""
+    agents = [Agent(name, {0.0: cartpole_model.policy}, make_env("CartPole-v1", 4)) for name in ("a", "b")]
+    settings = Settings(0.3, attacks=("random", "mad"), n_episodes=4, modes=("deterministic",))
+    named = HeldOut.named
+
+    def nothing_on_b(self: HeldOut, name: str, *how: Any) -> Any:
+        if name == "mad" and self.venv is agents[1].venv:
+            raise NothingToLearnError("every action is worth the same")
+        return named(self, name, *how)
+
+    monkeypatch.setattr(HeldOut, "named", nothing_on_b)
+    cell = play_cell(agents, 0.0, settings, "deterministic", Watch(), Store(None))
+    assert not cell.skipped and cell.nothing_found == {"mad": {"b": "every action is worth the same"}}
+    assert cell.attacked["mad"][0].perturbed == 1 and cell.attacked["mad"][1] is cell.clean[1]
+    (point,) = frontier(agents, settings)["deterministic"]["points"]
+    assert point["attacks"]["mad"]["nothing_found"].keys() == {"b"} and not point["attacks"]["random"]["nothing_found"]
+    assert interval(point["attacks"]["mad"]).endswith("] (nothing found on b)")
+    alone = cell.attacked["mad"][0].returns.mean()
+    assert point["worst"]["by_agent"][0] == "mad" and alone < cell.attacked["random"][0].returns.mean()
+    assert point["worst"]["mean"] == pytest.approx((alone + cell.attacked["random"][1].returns.mean()) / 2)
 
 
 def test_a_fitted_attack_is_used_as_it_is_and_an_unfitted_one_is_fitted(

@@ -89,7 +89,7 @@ def worst_case(
     :param progress_bar: show what is done and the time left
     :return: the minimum, and every attack's own episodes, cost and fitted attack
     :raises NoAttackError: if no attack changed an observation (one that did not is in ``skipped``)
-    :raises ValueError: for an unknown attack, or none, or one to be fitted for the other ``deterministic``; for an eps of 0;
+    :raises ValueError: for an unknown attack, or none, or one made for the other ``deterministic``; for an eps of 0;
         for seeds that fitting uses; if model and env do not fit together
     """
     check_seeds(seed, n_episodes)
@@ -161,8 +161,10 @@ def _check_can_be_reported(name: str, attack: Any, deterministic: bool) -> None:
         raise ValueError(
             f"eps of {name} is 0 everywhere, got {attack.eps!r}: that is no attack; clean episodes are played anyway"
         )
-    if isinstance(attack, FittedAttack) and attack.cost is None and attack.deterministic != deterministic:
+    is_fitted = isinstance(attack, FittedAttack) and attack.cost is not None
+    aims = isinstance(attack, Attack) and not isinstance(attack, RandomAttack) and not is_fitted
+    if aims and attack.deterministic != deterministic:  # it would maximise what does not move this victim most
         raise ValueError(
-            f"attacks: {name} is to be fitted on a victim with deterministic={attack.deterministic}, the call's is "
+            f"attacks: {name} is made for a victim with deterministic={attack.deterministic}, the call's is "
             f"deterministic={deterministic}; give both the same"
         )

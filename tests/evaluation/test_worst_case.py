@@ -60,23 +60,30 @@ def test_numbers_behind_a_name_start_at_2() -> None:
 
 
 def test_one_attack_object_need_not_be_in_a_list(cartpole_model: PPO) -> None:
-    assert set(worst_case(cartpole_model, make_env("CartPole-v1", 2), MAD(0.1, seed=0), n_episodes=2).episodes) == {"MAD-0"}
+    assert set(
+        worst_case(cartpole_model, make_env("CartPole-v1", 2), MAD(0.1, seed=0, deterministic=True), n_episodes=2).episodes
+    ) == {"MAD-0"}
 
 
 @pytest.mark.parametrize(
-    ("attacks", "eps"), [("mad", 0.0), ("mad", [0.0] * 4), (["pa-ad"], 0), (MAD(0.0), 0.1), ([MAD(0.1), PAAD(0.0)], 0.1)]
+    ("attacks", "eps"),
+    [("mad", 0.0), ("mad", [0.0] * 4), (["pa-ad"], 0), (MAD(0.0), 0.1), ([RandomAttack(0.1), PAAD(0.0)], 0.1)],
 )
 def test_clean_numbers_never_stand_under_the_name_of_an_attack(cartpole_model: PPO, attacks: Any, eps: Any) -> None:
     with pytest.raises(ValueError, match=r"^eps of .* is 0 everywhere"):
         worst_case(cartpole_model, make_env("CartPole-v1", 1), attacks, eps, 1)
-    worst_case(cartpole_model, make_env("CartPole-v1", 1), MAD([0.1, 0.0, 0.0, 0.0], seed=0), 0.0, 1)  # its own eps holds
+    own = MAD([0.1, 0.0, 0.0, 0.0], seed=0, deterministic=True)
+    worst_case(cartpole_model, make_env("CartPole-v1", 1), own, 0.0, 1)  # its own eps holds
 
 
-def test_an_attack_is_not_fitted_on_another_victim_than_is_played(cartpole_model: PPO) -> None:
+@pytest.mark.parametrize("kind", [PAAD, MAD])
+def test_an_attack_is_not_made_for_another_victim_than_is_played(cartpole_model: PPO, kind: Any) -> None:
+    """MAD on a categorical: the divergence of samples, or the margin of the choice."""
     venv = make_env("CartPole-v1", 4)
     for mode in (False, True):
-        with pytest.raises(ValueError, match=f"^attacks: PAAD-0 is to be fitted .* deterministic={mode}, the call's"):
-            worst_case(cartpole_model, venv, [PAAD(0.1, deterministic=mode)], n_episodes=1, deterministic=not mode)
+        with pytest.raises(ValueError, match=f"^attacks: {kind.__name__}-0 is made .* deterministic={mode}, the call's"):
+            worst_case(cartpole_model, venv, [kind(0.1, deterministic=mode)], n_episodes=1, deterministic=not mode)
+    worst_case(cartpole_model, venv, RandomAttack(0.3, deterministic=False), n_episodes=1)
     fitted = PAAD(0.1, seed=0, deterministic=False).fit(cartpole_model, venv, STEPS)
     worst_case(cartpole_model, venv, fitted, n_episodes=1)
 
@@ -99,7 +106,9 @@ def test_an_attack_that_finds_nothing_to_learn_is_skipped_and_not_fitted_again(
 ) -> None:
     venv = make_env(lambda: AlwaysUp(gym.make("CartPole-v1").unwrapped), 4)
     attack = RobustSarsa(0.1, seed=0, deterministic=True)
-    arguments: dict[str, Any] = dict(attacks=[attack, MAD(0.1, seed=0)], n_episodes=2, budget=STEPS, folder=tmp_path)
+    arguments: dict[str, Any] = dict(
+        attacks=[attack, MAD(0.1, seed=0, deterministic=True)], n_episodes=2, budget=STEPS, folder=tmp_path
+    )
     found = worst_case(cartpole_model, venv, **arguments)
     assert set(found.skipped) == {"RobustSarsa-0"} and "worth the same" in found.skipped["RobustSarsa-0"]
     assert set(found.episodes) == {"MAD-1"} and not found.cost
@@ -160,7 +169,7 @@ def test_a_fitted_attack_is_used_as_it_is_and_an_unfitted_one_is_fitted(
 
 def test_one_attack_that_does_nothing_is_skipped_with_its_reason(cartpole_model: PPO) -> None:
     venv = make_env("CartPole-v1", 2)
-    found = worst_case(cartpole_model, venv, [RandomAttack(1e-30), MAD(0.1, seed=0)], n_episodes=2)
+    found = worst_case(cartpole_model, venv, [RandomAttack(1e-30), MAD(0.1, seed=0, deterministic=True)], n_episodes=2)
     assert set(found.skipped) == {"RandomAttack-0"} and "unchanged" in found.skipped["RandomAttack-0"]
     assert set(found.episodes) == {"MAD-1"}
     with pytest.raises(NoAttackError, match="no attack changed any observation"):

@@ -147,6 +147,9 @@ def test_the_same_command_gives_the_same_numbers(audited: Path, files: Files, tm
 
 
 BAD: dict[str, tuple[list[str], str]] = {
+    "smoothing of no samples": (["--smoothing-std", "0.1", "--deterministic"], "smoothing-std was given, but no return is"),
+    "radii of no samples": (["--eps-grid", "0.1", "--deterministic"], "eps-grid was given, but no return is certified"),
+    "clipping for nothing": (["--clip-rewards", "0,1", "--deterministic"], "clip-rewards was given, but no return is"),
     "negative eps": (["--eps", "-1"], "eps must be a finite number of at least 0, got -1.0"),
     "NaN eps": (["--eps", "nan"], "eps must be a finite number"),
     "sparsity 1": (["--sparsities", "0,1"], r"--sparsities: every sparsity must lie in \[0, 1\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,21 @@ def attack_budget(args: argparse.Namespace) -> Budget | None:
     return Budget(args.attack_steps, args.attack_seconds)
 
 
+def _check_certified(args: argparse.Namespace, modes: Sequence[str], rewards: RewardRange) -> None:
+    """:raises ValueError: if an option of certified returns was given and none is certified"""
+    given = {"eps-grid": args.eps_grid, "smoothing-std": args.smoothing_std}
+    if "stochastic" not in modes:
+        given["clip-rewards"] = args.clip_rewards
+        reason = "the agent plays its mode, and the noise of its samples is what certifies"
+    elif rewards.low is None:
+        reason = f"no smallest reward is known ({rewards.reason}): give reward-min or clip-rewards"
+    else:
+        return
+    for name, value in given.items():
+        if value is not None and value != ():
+            raise ValueError(f"{name} was given, but no return is certified: {reason}")
+
+
 def _audit(args: argparse.Namespace, command: str) -> None:
     settings: dict[str, Any] = dict(
         eps=args.eps,
@@ -161,6 +177,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         attack_budget=attack_budget(args),
     )
     Settings(**settings)  # what is wrong is said before anything is loaded
+    _check_certified(args, settings["modes"], settings["rewards"])
     n_envs = min(args.episodes, MAX_ENVS) if args.n_envs is None else args.n_envs
     make_single(args.env).close()
     pruning = {"scores": "magnitude", "distribution": args.distribution, "targets": ("actor",)}
@@ -168,6 +185,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
     subjects = load_subjects(args.env, args.models, args.vec_normalize, args.sparsities, n_envs, args.algo, **pruning)
     gamma = common_gamma([subject.model for subject in subjects]) if args.gamma is None else args.gamma
     modes = modes_of([subject.model for subject in subjects], args.modes)
+    _check_certified(args, modes, settings["rewards"])
     attacks = args.attacks or default_attacks([subject.model for subject in subjects])
     settings.update(gamma=gamma, horizon=horizon_of(subjects[0].agent.venv), modes=modes, attacks=attacks)
     description = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +30,8 @@ def pruned_copies(model: Any, sparsities: Sequence[float], **kwargs: Any) -> dic
     :param model: an SB3 model or policy; it is not changed
     :param sparsities: share of zeros in the pruned layers, each in [0, 1)
     :param kwargs: passed to :func:`~sb3_prune_robust.pruning.prune_policy`
-    :return: the policy at each sparsity, ascending; sparsity 0, the agent as given, is always among them
+    :return: the policy at each sparsity, ascending; sparsity 0, the agent as given, is always among them. Levels that it
+        has reached as given are left out, with a warning: they would be the same agent again
     :raises ValueError: for a sparsity outside [0, 1)
     """
     for value in sparsities:
@@ -38,9 +40,12 @@ def pruned_copies(model: Any, sparsities: Sequence[float], **kwargs: Any) -> dic
     previous = copy_policy(getattr(model, "policy", model))
     policies = {0.0: previous}
     for value in sorted(set(sparsities) - {0.0}):
-        previous = copy_policy(previous)
-        prune_policy(previous, value, **kwargs)
-        policies[value] = previous
+        pruned = copy_policy(previous)
+        prune_policy(pruned, value, **kwargs)
+        if sparsity(pruned) == sparsity(previous):
+            warnings.warn(f"sparsities: {value:g} is left out, the agent as given has as many zeros already", stacklevel=2)
+            continue
+        policies[value] = previous = pruned
     return policies
 
 
@@ -143,7 +148,7 @@ def _attack_record(cell: Cell, name: str, settings: Settings) -> dict[str, Any]:
     learned = name in settings.learned
     budget = asdict(budget_of(name, settings.attack_budget)) if learned else None
     cost = [asdict(one) for one in cell.costs.get(name, [])] or None
-    common = {"learned": learned, "budget": budget, "cost": cost, "nothing_found": cell.nothing_found.get(name, {})}
+    common = {"learned": learned, "budget": budget, "cost": cost, "nothing_found": cell.nothing_found.get(name)}
     if name in cell.skipped:
         return {"not_attacked": cell.skipped[name], **common}
     return {**_summary(cell, cell.attacked[name], settings), **common}

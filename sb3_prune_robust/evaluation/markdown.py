@@ -45,7 +45,14 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
         f"{record['pruning']['description']} {settings['n_episodes']} episodes for each agent, sparsity, attack and mode; all "
         f"on the same fixed episode seeds (from {settings['seed']}), so differences are paired. Intervals are at "
         f"{settings['confidence']:.0%}; {len(rows)} model(s), {unit}.",
+        *_pruned_before(record),
     ]
+
+
+def _pruned_before(record: Mapping[str, Any]) -> list[str]:
+    if not any(model["sparsity_as_given"] for model in record["models"]):
+        return []
+    return ["Zeros there were before: the row of 0 %, and what is called the dense agent here, is the agent as it was given."]
 
 
 def _stats(model: Mapping[str, Any]) -> str:

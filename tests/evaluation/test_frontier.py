@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sb3_prune_robust.evaluation.audit import raw_eps
 from sb3_prune_robust.evaluation.frontier import Agent, Settings, fitting_total, frontier, n_rollouts, pruned_copies
 from sb3_prune_robust.evaluation.held_out import Watch
 from sb3_prune_robust.evaluation.loading import make_env
-from sb3_prune_robust.pruning import sparsity
+from sb3_prune_robust.pruning import prune_policy, sparsity
 
 
 def test_pruned_copies_are_nested_and_leave_the_model_alone(cartpole_model: PPO) -> None:
@@ -26,6 +27,20 @@ def test_pruned_copies_are_nested_and_leave_the_model_alone(cartpole_model: PPO)
     assert bool(((layers[1] == 0) <= (layers[2] == 0)).all())
     after = cartpole_model.policy.state_dict()
     assert all(th.equal(value, after[name]) for name, value in before.items())
+
+
+def test_levels_that_the_agent_has_already_are_left_out(cartpole_model: PPO, tmp_path: Path) -> None:
+    pruned = PPO.load(_saved(cartpole_model, tmp_path))
+    prune_policy(pruned, 0.7)
+    with pytest.warns(UserWarning, match=r"^sparsities: 0\.[37] is left out, the agent as given has") as caught:
+        copies = pruned_copies(pruned, (0.0, 0.3, 0.7, 0.8))
+    assert len(caught) == 2 and list(copies) == [0.0, 0.8]
+    assert [sparsity(copy)["actor"] for copy in copies.values()] == pytest.approx([0.7, 0.8], abs=1e-3)
+
+
+def _saved(model: PPO, folder: Path) -> Path:
+    model.save(folder / "model")
+    return folder / "model.zip"
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])

@@ -28,8 +28,8 @@ class GradientAttack(Attack):
         one that does not, squared difference of means, or margin of the most likely choice); ``"action-difference"``, the
         same as the reference implementations scale it; ``"critic"``, minus the value of the perturbed observation; or a
         function of (policy, true observations, perturbed observations) giving one value per row, in torch
-    :param engine: ``"analytic"`` for plain MLPs, ``"autograd"`` for any ``ActorCriticPolicy``, or ``"auto"``: the first
-        that applies
+    :param engine: ``"analytic"`` for plain MLPs, ``"autograd"`` for any policy that attacks cover, or ``"auto"``: the
+        first that applies
     """
 
     def __init__(

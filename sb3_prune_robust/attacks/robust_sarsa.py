@@ -49,7 +49,7 @@ class RobustSarsa(FittedAttack):
     ``|Q(s, a') - Q(s, a)|`` in a ball of actions as a penalty) and played. The Q under which the victim returns least is kept,
     then the best of the ratios with it. Where every step pays the same and the victim never fails, there is nothing to learn,
     and the first round is played under :class:`MAD`; if it does not fail there, either, that raises
-    ``NothingToLearnError``. Needs an ``ActorCriticPolicy``. Other arguments as in :class:`Attack`.
+    ``NothingToLearnError``. Other arguments as in :class:`Attack`.
 
     :param grid: pairs of ``(eps, reg)`` to try, in this order, as many as the budget lets: the ball's radius (in standard
         deviations of the victim's actions; for categoricals the probability of another choice) and the penalty's weight

@@ -22,16 +22,6 @@ def gaussian_tv(delta: npt.ArrayLike) -> Array:
     return np.asarray(erf(np.asarray(delta, dtype=np.float64) / (2.0 * np.sqrt(2.0))))
 
 
-def gaussian_tv_linear(delta: npt.ArrayLike) -> Array:
-    """
-    ``D_TV <= delta / sqrt(2 pi)`` for Gaussians of the same covariance: the tangent at 0 of the concave exact formula.
-
-    :param delta: ``||Sigma^(-1/2) (mu - mu')||_2``, any shape
-    :return: bound on the total variation, same shape
-    """
-    return np.asarray(delta, dtype=np.float64) / np.sqrt(2.0 * np.pi)
-
-
 def gaussian_kl(delta: npt.ArrayLike) -> Array:
     """
     ``KL(N(mu, Sigma) || N(mu', Sigma)) = delta^2 / 2``, exact and the same both ways.

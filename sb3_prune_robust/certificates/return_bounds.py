@@ -30,8 +30,8 @@ class ReturnBound:
     :param clean: mean of the same return over the same, clean episodes: without guarantee, for comparison
     :param confidence: ``1 - alpha``
     :param n_episodes: number of episodes
-    :param method: ``"likelihood-ratio"``, ``"action-noise"`` or ``"policy-smoothing"``
-    :param budget: ``D`` of the last two, else ``None``
+    :param method: ``"likelihood-ratio"``, ``"action-noise"``, ``"policy-smoothing"`` or ``"performance-difference"``
+    :param budget: ``D`` of the second and third, else ``None``
     """
 
     lower: float

@@ -126,7 +126,7 @@ def spots(main: pd.DataFrame, study: Study, references: dict[str, float]) -> tup
 
 
 def unharmed(one: pd.DataFrame, n_tried: int, confidence: float) -> str:
-    """The difference to the dense agents of agents as good as these that no attack harms: the most that pruning could gain."""
+    """The difference to the dense agents of agents as good as these that no attack harms."""
     dense = one[one["sparsity"] == 0]
     found = t_interval((dense["clean"] - dense["worst"]).to_numpy(), 1 - (1 - confidence) / n_tried)
     return ends(pd.Series(ends_of(found)))

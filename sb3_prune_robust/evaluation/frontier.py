@@ -43,7 +43,7 @@ def pruned_copies(model: Any, sparsities: Sequence[float], **kwargs: Any) -> dic
         pruned = copy_policy(previous)
         prune_policy(pruned, value, **kwargs)
         if sparsity(pruned) == sparsity(previous):
-            warnings.warn(f"sparsities: {value:g} is left out, the agent as given has as many zeros already", stacklevel=2)
+            warnings.warn(f"sparsities: {value:g} is left out, there are as many zeros already", stacklevel=2)
             continue
         policies[value] = previous = pruned
     return policies

@@ -32,7 +32,7 @@ def test_pruned_copies_are_nested_and_leave_the_model_alone(cartpole_model: PPO)
 def test_levels_that_the_agent_has_already_are_left_out(cartpole_model: PPO, tmp_path: Path) -> None:
     pruned = PPO.load(_saved(cartpole_model, tmp_path))
     prune_policy(pruned, 0.7)
-    with pytest.warns(UserWarning, match=r"^sparsities: 0\.[37] is left out, the agent as given has") as caught:
+    with pytest.warns(UserWarning, match=r"^sparsities: 0\.[37] is left out, there are as many") as caught:
         copies = pruned_copies(pruned, (0.0, 0.3, 0.7, 0.8))
     assert len(caught) == 2 and list(copies) == [0.0, 0.8]
     assert [sparsity(copy)["actor"] for copy in copies.values()] == pytest.approx([0.7, 0.8], abs=1e-3)

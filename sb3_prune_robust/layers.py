@@ -117,8 +117,18 @@ class WeightMasks:
         for optimizer in self._optimizers:
             self._zero(optimizer, pruned)
 
+    def follow(self) -> None:
+        """Move the masks to the device that the policy was moved to."""
+        for name, keep in self._keep.items():
+            device = self.weights[name].device
+            if keep.device != device:
+                self._keep[name], self.pruned[name] = keep.to(device), self.pruned[name].to(device)
+
     def _mask_gradient(self, name: str, gradient: th.Tensor) -> th.Tensor | None:
-        return gradient * self._keep[name] if name in self._keep else None
+        if name not in self._keep:
+            return None
+        self.follow()
+        return gradient * self._keep[name]
 
     @th.no_grad()
     def _zero(self, optimizer: th.optim.Optimizer, names: Iterable[str]) -> None:
@@ -164,6 +174,7 @@ def weight_masks(policy: nn.Module) -> WeightMasks:
         policy._weight_masks = masks  # type: ignore[assignment]
         policy.register_load_state_dict_post_hook(_rearm)
         masks.rearm()
+    masks.follow()
     for optimizer in optimizers.values():
         masks.attach(optimizer)  # another one may have taken the place of the one hooked
     return masks
@@ -200,6 +211,10 @@ def _is_finite(weight: th.Tensor) -> bool:
     return math.isfinite(float(weight.sum())) or bool(th.isfinite(weight).all())
 
 
+def _is_same(weight: th.Tensor, known: th.Tensor) -> bool:
+    return weight.device == known.device and th.equal(weight, known)  # a policy that was moved left what is known behind
+
+
 class _ProvenNorm:
     """
     Largest singular value of a large layer, rounded up by at most 0.1 %: for use after every step.
@@ -225,7 +240,7 @@ class _ProvenNorm:
 
     def _estimate(self, matrix: th.Tensor, n_iterations: int) -> float:
         vector = self._vector
-        if vector is None or not bool(vector.any()):
+        if vector is None or vector.device != matrix.device or not bool(vector.any()):
             vector = th.ones_like(matrix[:, 0])
         for _ in range(n_iterations):
             image = matrix.T @ vector
@@ -257,6 +272,10 @@ class LipschitzProjection:
         self._exact = False  # whether they were measured exactly
         self._optimizers: list[th.optim.Optimizer] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled optimiser comes back without its hooks: who unpickles attaches it again.
+        return {**vars(self), "_optimizers": [], "_reference": [], "_exact": False}
+
     def attach(self, optimizer: th.optim.Optimizer) -> None:
         """Keep the bound through the steps of an optimiser (once, however often it is given)."""
         if not any(known is optimizer for known in self._optimizers):
@@ -265,7 +284,7 @@ class LipschitzProjection:
 
     def is_exact(self) -> bool:
         """Whether no weight has changed since the last exact projection."""
-        return self._exact and all(th.equal(w, r) for w, r in zip(self.weights, self._reference, strict=True))
+        return self._exact and all(map(_is_same, self.weights, self._reference))
 
     @th.no_grad()
     def project(self) -> None:

@@ -216,6 +216,23 @@ def test_the_product_stays_within_one_percent_after_every_step(lr, n_hidden):
     assert product(weights) <= 2.0 * (1 + 1e-5)
 
 
+def test_masks_follow_a_policy_to_another_device():
+    layer, _, masks = make()
+    masks.prune({"layer": layer.weight > 0})
+    masks.weights["layer"] = layer.weight.detach().to("meta")  # in place of a GPU, where parameters are moved in place
+    masks.follow()
+    assert masks.pruned["layer"].device == masks._keep["layer"].device == th.device("meta")
+
+
+def test_what_was_measured_on_another_device_is_not_exact():
+    weights = chain(4, 8, 2)
+    projection = LipschitzProjection(weights, bound=1.0)
+    projection.project()
+    assert projection.is_exact()
+    projection._reference = [known.to("meta") for known in projection._reference]  # comparing them is an error of torch
+    assert not projection.is_exact()
+
+
 def test_diverged_weights_are_reported():
     weights = chain(4, 8, 2)
     projection = LipschitzProjection(weights, 1.0)

@@ -17,7 +17,7 @@ from torch import nn
 
 from sb3_prune_robust.layers import LipschitzProjection, weight_masks
 from sb3_prune_robust.network import UnsupportedNetworkError, read_layers
-from sb3_prune_robust.policies.copying import copy_policy
+from sb3_prune_robust.policies.copying import copy_policy, parts
 
 DEFAULT_LIPSCHITZ = 20.0
 DEFAULT_ACTOR_LIPSCHITZ = 100.0  # of off-policy actors: 20 costs SAC and TD3 return (docs/learning.md)
@@ -78,10 +78,7 @@ class LipschitzPolicy(BasePolicy):
             for chain in self._chains()
             if chain.lipschitz is not None
         ]
-        masks = weight_masks(self)  # before the projections: a step is masked first
         self._attach()
-        if self._projections:
-            masks.after_update = self._after_mask_update
 
     def _check_built(self) -> None:
         """Refuses what has no known constant: activations, features extractors."""
@@ -90,7 +87,10 @@ class LipschitzPolicy(BasePolicy):
             read_layers(chain.modules)
 
     def _attach(self) -> None:
-        weight_masks(self)  # an optimiser that took the place of the one hooked
+        """Hooks what has no hooks yet: another optimiser may have taken the place of one."""
+        masks = weight_masks(self)  # before the projections: a step is masked first
+        if self._projections:
+            masks.after_update = self._after_mask_update
         for owner, projection in self._projections:
             projection.attach(owner.optimizer)
 
@@ -120,7 +120,14 @@ class LipschitzPolicy(BasePolicy):
 
     def __deepcopy__(self: SelfPolicy, memo: dict[int, Any]) -> SelfPolicy:
         # The default would copy tensors without the hooks on them, and the copy's zeros would not stay.
-        return copy_policy(self)
+        clone = copy_policy(self)
+        for ours, theirs in parts(self, clone):  # an off-policy algorithm has names of its own for them
+            memo[id(ours)] = theirs
+        return clone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach()  # pickle drops hooks
 
 
 def _projection(modules: list[nn.Module], lipschitz: float, proven: bool) -> LipschitzProjection:

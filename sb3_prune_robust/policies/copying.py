@@ -35,6 +35,12 @@ def copy_policy(policy: SelfPolicy) -> SelfPolicy:
     return clone
 
 
+def parts(policy: nn.Module, clone: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """The modules, tensors and optimisers of a policy, each with that of its copy."""
+    for listed in (nn.Module.modules, nn.Module.parameters, nn.Module.buffers, _optimizers):
+        yield from zip(listed(policy), listed(clone), strict=True)
+
+
 def _arguments(policy: Any) -> dict[str, Any]:
     """The constructor's arguments, with those that SB3's and sb3-contrib's own lists leave out."""
     arguments = {**_left_out(policy), **policy._get_constructor_parameters()}

@@ -1,6 +1,7 @@
 """`copy_policy` on the policies of every algorithm of SB3 and sb3-contrib."""
 
 import copy
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -133,11 +134,19 @@ def test_a_copy_is_equal_and_independent(case):
     assert all(th.equal(value, before[key]) for key, value in tensors(policy).items())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.endswith("ours")])
-def test_copies_of_ours_keep_zeros_and_bound(case):
+OURS = [case for case in CASES if case.endswith("ours")]
+
+
+def unpickled(policy):
+    return pickle.loads(pickle.dumps(policy))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, unpickled])
+@pytest.mark.parametrize("case", OURS)
+def test_copies_of_ours_keep_zeros_and_bound(case, copier):
     policy = trained(case).policy
     prune_policy(policy, 0.5, targets=("actor",))
-    clone = copy.deepcopy(policy)
+    clone = copier(policy)
     assert sparsity(clone)["actor"] == sparsity(policy)["actor"] > 0.4
     zeros = {name: p == 0 for name, p in clone.named_parameters() if p.dim() == 2 and bool((p == 0).any())}
     before = {name: p.detach().clone() for name, p in clone.named_parameters()}
@@ -161,3 +170,17 @@ def test_a_copy_in_the_midst_of_training_plays_as_the_original_does():
     policy.actor.mu.weight.data.mul_(1.008 * 0.5 / product)  # within what a step may leave, beyond the exact bound
     mine = copy_policy(policy).actor.mu.weight
     assert th.equal(mine, policy.actor.mu.weight)
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_a_copied_algorithm_trains_the_policy_that_it_plays(case):
+    model = trained(case)
+    model.policy.set_training_mode(False)
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    clone = copy.deepcopy(model)
+    names = [name for name in ("actor", "critic", "q_net", "critic_target", "q_net_target") if hasattr(model, name)]
+    assert all(getattr(clone, name) is getattr(clone.policy, name) for name in names)
+    clone.learn(64)
+    actor = [name for name in before if "target" not in name and "critic" not in name and "value" not in name]
+    assert any(not th.equal(dict(clone.policy.named_parameters())[name], before[name]) for name in actor)
+    assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())

@@ -25,9 +25,11 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 
 from sb3_prune_robust import tuning
+
+CHECKPOINT, STATISTICS = "rl_model", "vecnormalize"  # how files of a checkpoint begin: the zoo's name, and ours
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Which:
     :param env: environment id
     :param folder: log folder
     :param exp_id: number of the run; 0: the latest, -1: files lie in the folder of the algorithm itself
-    :param load_best: ``best_model.zip``, the best in evaluations during training
-    :param load_checkpoint: the checkpoint after so many steps
-    :param load_last_checkpoint: the last checkpoint
+    :param load_best: ``best_model.zip``, the best in evaluations during training; with the run's last statistics of
+        VecNormalize, as in the zoo, which keeps no others
+    :param load_checkpoint: the checkpoint after so many steps, with its own statistics where this package saved them
+    :param load_last_checkpoint: the last checkpoint, likewise
     """
 
     algo: str
@@ -87,6 +90,7 @@ def load_run(which: Which, n_envs: int = 1, seed: int = 0, env_kwargs: dict[str,
     path, folder = _find(which)
     with contextlib.redirect_stdout(sys.stderr):  # the zoo says what it loads
         env, hyperparams = _environments(which, folder, n_envs, seed, env_kwargs or {})
+        _take_statistics(env, folder / EnvironmentName(which.env), path)
         return Run(_model(which, path, env, hyperparams), env, path)
 
 
@@ -155,6 +159,15 @@ def _environments(
     return env, hyperparams
 
 
+def _take_statistics(env: VecEnv, settings: Path, path: Path) -> None:
+    """Those saved with a checkpoint: the run's own are of the agent that trained on."""
+    file = settings / path.with_suffix(".pkl").name.replace(CHECKPOINT, STATISTICS)
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None and path.name.startswith(CHECKPOINT) and file.is_file():
+        saved = VecNormalize.load(str(file), normalizer.venv)
+        normalizer.obs_rms, normalizer.ret_rms = saved.obs_rms, saved.ret_rms
+
+
 def _env_kwargs(settings: Path, of_config: dict[str, Any] | None) -> dict[str, Any]:
     """Those of the entry, or of training's command line, which the zoo lets replace them."""
     arguments = settings / "args.yml"
@@ -186,7 +199,8 @@ def _zero(_: float) -> float:
 
 def keep_statistics() -> None:
     """
-    Make the zoo save VecNormalize's statistics with its checkpoints (``--save-freq``), where ``-i`` looks for them.
+    Make the zoo save VecNormalize's statistics with its checkpoints (``--save-freq``): the latest where ``-i`` looks for them,
+    and those of each checkpoint, which :func:`load_run` takes.
 
     By itself it saves them with a new best model and at the end, so that a training that was killed would continue with
     those of nobody. May be called again.
@@ -201,7 +215,8 @@ def keep_statistics() -> None:
     def create_callbacks(self: Any) -> None:
         create(self)
         if self.normalize and self.save_freq > 0:
-            self.callbacks.append(SaveVecNormalizeCallback(save_freq=self.save_freq, save_path=self.params_path))
+            for prefix in (None, STATISTICS):
+                self.callbacks.append(SaveVecNormalizeCallback(self.save_freq, self.params_path, name_prefix=prefix))
 
     ExperimentManager.create_callbacks = create_callbacks  # type: ignore[method-assign]
 

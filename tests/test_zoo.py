@@ -20,7 +20,7 @@ from rl_zoo3.enjoy import enjoy
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import PPO
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
 from sb3_prune_robust import sparsity
 from sb3_prune_robust.attacks import ATTACKS, Attack
@@ -325,6 +325,14 @@ def test_statistics_of_the_run_make_the_return(logs: Path, tmp_path: Path) -> No
             done, total = bool(dones[0]), total + float(reward[0])
         returns.append(total)
     assert json.loads(out.read_text())["clean"]["returns"] == returns
+
+
+def test_a_checkpoint_is_played_with_the_statistics_that_it_had(logs: Path) -> None:
+    runs = [load_run(Which("ppo", "CartPole-v1", str(logs), load_checkpoint=n)) for n in (3000, 6000)]
+    seen = [unwrap_vec_normalize(run.env).obs_rms.count for run in runs]
+    assert [run.model.num_timesteps for run in runs] == [3000, 6000] == pytest.approx(seen, abs=16)
+    last = load_run(Which("ppo", "CartPole-v1", str(logs), load_last_checkpoint=True))
+    assert unwrap_vec_normalize(last.env).obs_rms.count == seen[1]
 
 
 def test_a_training_that_is_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:

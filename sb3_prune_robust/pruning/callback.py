@@ -19,9 +19,17 @@ from sb3_prune_robust.anatomy import optimizers_of
 from sb3_prune_robust.layers import WeightMasks, weight_masks
 from sb3_prune_robust.pruning.best import BestModels
 from sb3_prune_robust.pruning.distributions import check_distribution
-from sb3_prune_robust.pruning.prune import Layers, check_patterns, check_targets, prune_layers, sparsity, target_layers
+from sb3_prune_robust.pruning.prune import (
+    Layers,
+    check_leaves_weights,
+    check_patterns,
+    check_targets,
+    prune_layers,
+    sparsity,
+    target_layers,
+)
 from sb3_prune_robust.pruning.registry import make_score
-from sb3_prune_robust.pruning.schedules import Schedule, make_schedule
+from sb3_prune_robust.pruning.schedules import OneShotSchedule, Schedule, make_schedule
 from sb3_prune_robust.pruning.scores import Score
 
 Probe = Callable[[Any], Any]
@@ -60,6 +68,12 @@ class PruningCallback(BaseCallback):
     weights are exactly zero from then on, after every optimiser step and in target networks, and never return; nothing is
     stored beside them, so a saved model is a plain SB3 model. Micro-pruning here means: the linear ramp followed at every
     optimiser step, a sliver of weights at a time. What the schedule still asks for when training ends is pruned then.
+
+    Progress is ``num_timesteps`` over the total that ``learn()`` was given: with ``reset_num_timesteps=False`` what was trained
+    before counts, and a ramp that lies behind is pruned at once, with a warning.
+
+    After ``load`` or ``copy.deepcopy`` SB3's own policies know nothing of their zeros: give ``learn()`` a callback again, which takes
+    them up (one with ``final_sparsity=0`` keeps them and prunes no more). Policies of this package keep them by themselves.
 
     Off-policy algorithms start a rollout every ``train_freq`` steps. There, a prune waits until it is 0.5 % of the final
     sparsity or the schedule has ended. Progress counts from the first step, not from ``learning_starts``.
@@ -126,8 +140,16 @@ class PruningCallback(BaseCallback):
 
     evaluates_at_end = True  # other callbacks must not take apart what an EvalCallback needs before this one's end
 
+    def _check_place(self) -> None:
+        if self.parent is not None:
+            raise ValueError(
+                f"PruningCallback was given to {type(self.parent).__name__}, which does not tell it when rollouts start; give it "
+                "to learn() itself, in a list with the other"
+            )
+
     def _init_callback(self) -> None:
         self._is_learning = False
+        self._check_place()
         policy = self.model.policy
         if not optimizers_of(policy):
             raise TypeError(
@@ -135,6 +157,8 @@ class PruningCallback(BaseCallback):
                 "all weights at every step, so zeros would not stay. Use prune_policy(model, ...) after training"
             )
         self._layers: dict[str, Layers] = {t: target_layers(policy, t, self.patterns) for t in self.schedules}
+        for target, layers in self._layers.items():
+            check_leaves_weights(layers, self.schedules[target].final_sparsity, "final_sparsity")
         self._sizes = {target: sum(weight.numel() for weight in layers.values()) for target, layers in self._layers.items()}
         self.score.check(policy, [name for layers in self._layers.values() for name in layers])
         self._masks: WeightMasks = weight_masks(policy)
@@ -148,6 +172,7 @@ class PruningCallback(BaseCallback):
             self.score.reset(self.model.seed or 0)
 
     def _on_training_start(self) -> None:
+        self._check_place()  # once more: a list tells its members late
         self._unhook()  # a learn() that ended in an exception left them
         for optimizer, targets in self._optimizers():
             if self.score.needs_gradient:
@@ -159,6 +184,7 @@ class PruningCallback(BaseCallback):
         self._window = (0.0, 0.0)
         self._reached = 0.0
         self._steps = dict.fromkeys(self.schedules, 0.0)
+        self._warn_if_late()
         self._is_learning = True
 
     def _optimizers(self) -> list[tuple[th.optim.Optimizer, list[str]]]:
@@ -230,6 +256,19 @@ class PruningCallback(BaseCallback):
             self._log()
             self.logger.dump(self.num_timesteps)
         self._best_models.evaluate(self.model)
+
+    def _warn_if_late(self) -> None:
+        """Training that goes on (``reset_num_timesteps=False``) past most of a ramp that it has not followed."""
+        progress = self._progress()
+        for target, schedule in self.schedules.items():
+            jump = schedule(progress) - max(schedule(0.0), self._share(target))
+            if jump > schedule.final_sparsity / 2 and not isinstance(schedule, OneShotSchedule):
+                warnings.warn(
+                    f"PruningCallback: training starts at {progress:.2f} of all its timesteps (reset_num_timesteps=False), where "
+                    f"the schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
+                    "start and end are shares of all timesteps, those before included",
+                    stacklevel=2,
+                )
 
     def _warn_if_incomplete(self) -> None:
         """A score that needs gradients, in a training that took no step: the model is not what was asked for."""

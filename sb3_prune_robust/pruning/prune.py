@@ -84,10 +84,7 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
     n_pruned = round(sparsity * sum(sizes.values()))
     if n_pruned <= masks.n_pruned(layers):
         return
-    if sum(sizes.values()) - n_pruned < len(layers):
-        raise ValueError(
-            f"sparsity={sparsity} leaves {len(layers)} layers of {sum(sizes.values())} weights fewer than one weight each"
-        )
+    check_leaves_weights(layers, sparsity)
     score.look()
     scores = {name: _scores(masks, name, weight, score) for name, weight in layers.items()}
     if DISTRIBUTIONS[distribution] is None:
@@ -97,6 +94,13 @@ def prune_layers(masks: WeightMasks, layers: Layers, sparsity: float, score: Sco
         alive = {name: size - masks.n_pruned([name]) for name, size in sizes.items()}
         keep = share(distribution, shapes, alive, sum(sizes.values()) - n_pruned)
         masks.prune({name: _lowest(scores[name], alive[name] - keep[name]) for name in layers if alive[name] > keep[name]})
+
+
+def check_leaves_weights(layers: Layers, sparsity: float, argument: str = "sparsity") -> None:
+    """:raises ValueError: for a sparsity at which not every layer can have a weight left"""
+    n_weights = sum(weight.numel() for weight in layers.values())
+    if n_weights - round(sparsity * n_weights) < len(layers):
+        raise ValueError(f"{argument}={sparsity} leaves {len(layers)} layers of {n_weights} weights fewer than one weight each")
 
 
 def _scores(masks: WeightMasks, name: str, weight: th.Tensor, score: Score) -> th.Tensor:
@@ -139,7 +143,7 @@ def prune_policy(
     Prune a policy in place, once: what an audit does to copies of an agent trained without this package.
 
     The zeros stay while the policy learns on, except for ARS: further training of it starts from the weights that it keeps
-    beside its policy.
+    beside its policy. Once it was loaded from a file or copied, a policy of SB3's own needs :class:`PruningCallback` for that.
 
     :param model: an algorithm of SB3 or sb3-contrib, or its policy
     :param sparsity: share of zeros in the pruned layers of each target, in [0, 1); what is pruned already stays so

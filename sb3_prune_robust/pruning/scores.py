@@ -116,8 +116,8 @@ class _GradientScore(Score):
     def _gradient(name: str, weight: th.Tensor) -> th.Tensor:
         if weight.grad is None:
             raise ValueError(
-                f"scores: {name} has no gradient at the optimiser's step, so it cannot be ranked by one (TRPO moves the actor "
-                "without filling .grad); use scores='magnitude' or 'random'"
+                f"scores: {name} has no gradient at the optimiser's step, so it cannot be ranked by one (its requires_grad "
+                f"is {weight.requires_grad}; TRPO moves the actor without filling .grad); use scores='magnitude' or 'random'"
             )
         return weight.grad.detach()
 

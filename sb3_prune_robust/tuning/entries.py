@@ -80,11 +80,17 @@ def pruning_arguments(callbacks: Any) -> dict[str, Any] | None:
 
     :param callbacks: the value of ``callback:``
     :return: its keyword arguments, with the defaults of those left out; ``None`` if there is no such callback
+    :raises ValueError: if there are several, or one with a final sparsity for each target: one number is tuned
     """
     parameters = inspect.signature(PruningCallback.__init__).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    found = (arguments for name, arguments in map(_parts, as_list(callbacks)) if _is_pruning(name))
-    return next(({**defaults, **arguments} for arguments in found), None)
+    found = [{**defaults, **arguments} for name, arguments in map(_parts, as_list(callbacks)) if _is_pruning(name)]
+    sparsities = [arguments.get("final_sparsity") for arguments in found]
+    if len(found) > 1 or any(isinstance(given, Mapping) for given in sparsities):
+        raise ValueError(
+            f"callback: one final_sparsity, of one PruningCallback, can be tuned; the entry has {', '.join(map(str, sparsities))}"
+        )
+    return found[0] if found else None
 
 
 def with_pruning(callbacks: Any, values: Mapping[str, Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Pruning inside real trainings."""
 
 import math
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch as th
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from sb3_prune_robust.network import action_network
@@ -275,6 +276,43 @@ def test_what_only_the_model_can_tell_is_refused_before_training():
         prune_policy(make().policy, 0.5, scores="movement")
     with pytest.raises(ValueError, match=r"sparsity must be a number in \[0, 1\), got 1.5"):
         prune_policy(make().policy, 1.5)
+
+
+def test_a_sparsity_that_leaves_nothing_is_refused_before_training():
+    model = make()
+    with pytest.raises(ValueError, match=r"final_sparsity=0.9999 leaves 2 layers of \d+ weights fewer than one weight each"):
+        model.learn(640, callback=PruningCallback(0.9999))
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("around", [lambda c: EveryNTimesteps(64, c), lambda c: EveryNTimesteps(64, CallbackList([c]))])
+def test_a_place_where_it_would_never_prune_is_refused(around):
+    with pytest.raises(ValueError, match=r"PruningCallback was given to EveryNTimesteps.*; give it to learn\(\) itself"):
+        make().learn(128, callback=around(PruningCallback(0.5)))
+
+
+def test_a_frozen_layer_is_named_as_frozen():
+    model = make()
+    model.policy.mlp_extractor.policy_net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"policy_net.0 has no gradient .* \(its requires_grad is False"):
+        model.learn(256, callback=PruningCallback(0.5, scores="saliency"))
+
+
+def test_a_ramp_that_lies_behind_a_continued_training_is_warned_of():
+    model = make().learn(1280)
+    with pytest.warns(UserWarning, match=r"training starts at 0.83 .* prune the actor from 0.0000 to 0.8000 at once"):
+        model.learn(256, callback=PruningCallback(0.8), reset_num_timesteps=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # neither what is pruned already, nor what is asked for at once anyway
+        model.learn(256, callback=PruningCallback(0.8), reset_num_timesteps=False)
+        model.learn(256, callback=PruningCallback(0.9, schedule="one_shot"), reset_num_timesteps=False)
+
+
+def test_a_loaded_plain_policy_keeps_its_zeros_with_a_callback_that_asks_for_no_more(tmp_path):
+    make().learn(256, callback=PruningCallback(0.8)).save(tmp_path / "model")
+    for callback, expected in ((None, 0.0), (PruningCallback(0.0), 0.8)):
+        model = PPO.load(tmp_path / "model", env=gym.make(ENV)).learn(128, callback=callback)
+        assert sparsity(model)["actor"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_end_of_a_training_that_never_started_hides_no_error():

@@ -42,6 +42,15 @@ def test_pruning_arguments():
         assert pruning_arguments(callbacks) is None
 
 
+def test_sparsities_of_several_targets_are_not_tuned_as_one():
+    both = {PRUNE: {"final_sparsity": {"actor": 0.8, "critic": 0.4}, "targets": ["actor", "critic"]}}
+    with pytest.raises(ValueError, match=r"callback: one final_sparsity, .* can be tuned; the entry has \{'actor': 0.8"):
+        pruning_arguments([both])
+    two = [{PRUNE: {"final_sparsity": 0.9}}, {PRUNE: {"final_sparsity": 0.3, "targets": ["critic"]}}]
+    with pytest.raises(ValueError, match="the entry has 0.9, 0.3"):
+        pruning_arguments(two)
+
+
 def test_changed_entry_keeps_the_rest():
     before = copy.deepcopy(ENTRY)
     params = {"lipschitz": 5.0, "final_sparsity": 0.9, "schedule": "micro", "learning_rate": 0.01}

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
 from sb3_prune_robust.bounds import GLOBAL_METHODS, Ball
 from sb3_prune_robust.bounds.action import groups, inverse_std
@@ -382,10 +382,10 @@ def known_rewards(
         if reward_min is not None or reward_max is not None:
             raise ValueError("clip_rewards was given together with reward_min or reward_max: it is one or the other")
         return _clipped(clip_rewards)
-    spec = env.get_attr("spec")[0]
-    if spec is None:
-        return reward_range("an environment with no id", reward_min, reward_max)
-    return reward_range(spec.id, reward_min, reward_max, changed_arguments(spec))
+    ids = {getattr(spec, "id", None) for spec in env.get_attr("spec")}
+    if None in ids or len(ids) > 1:
+        return reward_range("an environment with no one id", reward_min, reward_max)
+    return reward_range(ids.pop(), reward_min, reward_max, _changes(env))
 
 
 def _clipped(clip_rewards: Any) -> RewardRange:
@@ -396,8 +396,16 @@ def _clipped(clip_rewards: Any) -> RewardRange:
     return clipped_rewards(low, high)
 
 
-# Wrappers that hand rewards on as they are.
+# Wrappers that hand rewards on as they are, for an episode's return (of VecNormalize the original rewards are taken).
 _KEEPS_REWARDS = (
+    "VecNormalize",
+    "VecFrameStack",
+    "VecTransposeImage",
+    "VecMonitor",
+    "VecCheckNan",
+    "VecExtractDictObs",
+    "AdversarialVecEnv",
+    "_Unattacked",
     "Monitor",
     "TimeLimit",
     "OrderEnforcing",
@@ -405,6 +413,19 @@ _KEEPS_REWARDS = (
     "RecordEpisodeStatistics",
     "FlattenObservation",
 )
+
+
+def _changes(env: VecEnv) -> dict[str, Any]:
+    """By what any of the environments, or a wrapper around them all, differs from what the id names."""
+    changed: dict[str, Any] = {}
+    for spec in env.get_attr("spec"):
+        changed |= changed_arguments(spec)
+    around = []
+    while isinstance(env, VecEnvWrapper):
+        around.append(type(env).__name__)
+        env = env.venv
+    unknown = [name for name in around if name not in _KEEPS_REWARDS]
+    return {**changed, "wrappers": [*unknown, *changed.get("wrappers", [])]} if unknown else changed
 
 
 def changed_arguments(spec: Any) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def _digest_of_arrays(arrays: Mapping[str, Any]) -> str:
 
 def victim_key(policy: Any, venv: VecEnv) -> dict[str, Any]:
     """
-    A policy (its weights, layers and spaces) and the environments it plays in, with their VecNormalize statistics.
+    A policy (its weights, layers, spaces and arguments) and the environments it plays in, with their VecNormalize statistics.
 
-    An environment is known by its id and arguments, and it and its wrappers by their classes and by the constructor's
-    arguments that they keep under the same name (or with ``_`` in front, or as gymnasium records them). What changes as it is
-    played, such as counts of episodes, is no part of it.
+    An environment is known by its id and arguments, and it, its wrappers and the policy by their classes and by the
+    constructor's arguments that they keep under the same name (or with ``_`` in front, or as gymnasium records them). What
+    changes as it is played, such as counts of episodes, is no part of it.
 
     :param policy: an SB3 policy
     :param venv: environments
@@ -74,7 +74,7 @@ def victim_key(policy: Any, venv: VecEnv) -> dict[str, Any]:
     spaces = [repr(policy.observation_space), repr(policy.action_space)]
     return {
         "weights": _digest_of_arrays(weights),
-        "policy": [_class(policy), repr(policy), *spaces],
+        "policy": [_class(policy), repr(policy), *spaces, _arguments(policy)],
         "environments": _environments(venv),
         "normalizer": _normalizer(venv),
     }
@@ -96,7 +96,7 @@ def _held(value: Any) -> Any:
 
 
 def _arguments(thing: Any) -> dict[str, Any]:
-    """The arguments that an environment or wrapper was made with, as far as it keeps them: none that playing changes."""
+    """The arguments that an environment, wrapper or policy was made with, if it keeps them: none that playing changes."""
     makers = [maker for cls in type(thing).__mro__ if inspect.isfunction(maker := vars(cls).get("__init__"))]
     names = {name for maker in makers for name in inspect.signature(maker).parameters} - {"self", "env", "venv"}
     kept = vars(thing)
@@ -132,8 +132,9 @@ def _normalizer(venv: VecEnv) -> dict[str, Any] | None:
     normalizer = unwrap_vec_normalize(venv)
     if normalizer is None or not normalizer.norm_obs:
         return None
-    statistics: Any = normalizer.obs_rms
-    arrays = {"mean": statistics.mean, "var": statistics.var}
+    known: Any = normalizer.obs_rms
+    each = {f"{key}.": one for key, one in known.items()} if isinstance(known, dict) else {"": known}  # of Dict observations
+    arrays = {f"{key}{name}": getattr(one, name) for key, one in each.items() for name in ("mean", "var")}
     return {"statistics": _digest_of_arrays(arrays), "clip": normalizer.clip_obs, "epsilon": normalizer.epsilon}
 
 

@@ -69,11 +69,11 @@ class PruningCallback(BaseCallback):
     stored beside them, so a saved model is a plain SB3 model. Micro-pruning here means: the linear ramp followed at every
     optimiser step, a sliver of weights at a time. What the schedule still asks for when training ends is pruned then.
 
-    Progress is ``num_timesteps`` over the total that ``learn()`` was given: with ``reset_num_timesteps=False`` what was trained
-    before counts, and a ramp that lies behind is pruned at once, with a warning.
+    Progress is ``num_timesteps`` over all timesteps: with ``reset_num_timesteps=False`` those trained before count, and a ramp
+    that lies behind is pruned at once, with a warning.
 
-    After ``load`` or ``copy.deepcopy`` SB3's own policies know nothing of their zeros: give ``learn()`` a callback again, which takes
-    them up (one with ``final_sparsity=0`` keeps them and prunes no more). Policies of this package keep them by themselves.
+    After ``load`` or ``copy.deepcopy`` SB3's own policies know nothing of their zeros: give ``learn()`` a callback again, which
+    takes them up (one with ``final_sparsity=0`` keeps them and prunes no more). Policies of this package keep them anyway.
 
     Off-policy algorithms start a rollout every ``train_freq`` steps. There, a prune waits until it is 0.5 % of the final
     sparsity or the schedule has ended. Progress counts from the first step, not from ``learning_starts``.
@@ -143,8 +143,8 @@ class PruningCallback(BaseCallback):
     def _check_place(self) -> None:
         if self.parent is not None:
             raise ValueError(
-                f"PruningCallback was given to {type(self.parent).__name__}, which does not tell it when rollouts start; give it "
-                "to learn() itself, in a list with the other"
+                f"PruningCallback was given to {type(self.parent).__name__}, which does not tell it when rollouts start; "
+                "give it to learn() itself, in a list with the other"
             )
 
     def _init_callback(self) -> None:
@@ -264,8 +264,8 @@ class PruningCallback(BaseCallback):
             jump = schedule(progress) - max(schedule(0.0), self._share(target))
             if jump > schedule.final_sparsity / 2 and not isinstance(schedule, OneShotSchedule):
                 warnings.warn(
-                    f"PruningCallback: training starts at {progress:.2f} of all its timesteps (reset_num_timesteps=False), where "
-                    f"the schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
+                    f"PruningCallback: training starts at {progress:.2f} of all timesteps (reset_num_timesteps=False), where the "
+                    f"schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
                     "start and end are shares of all timesteps, those before included",
                     stacklevel=2,
                 )

@@ -100,7 +100,9 @@ def check_leaves_weights(layers: Layers, sparsity: float, argument: str = "spars
     """:raises ValueError: for a sparsity at which not every layer can have a weight left"""
     n_weights = sum(weight.numel() for weight in layers.values())
     if n_weights - round(sparsity * n_weights) < len(layers):
-        raise ValueError(f"{argument}={sparsity} leaves {len(layers)} layers of {n_weights} weights fewer than one weight each")
+        raise ValueError(
+            f"{argument}={sparsity} leaves {len(layers)} layers of {n_weights} weights fewer than one weight each"
+        )
 
 
 def _scores(masks: WeightMasks, name: str, weight: th.Tensor, score: Score) -> th.Tensor:

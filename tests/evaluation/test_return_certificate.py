@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_prune_robust import certify_return
 from sb3_prune_robust.attacks import MAD, RandomAttack
@@ -192,6 +192,25 @@ def test_wrappers_that_may_change_the_reward_are_named(cartpole_model: PPO) -> N
     env = DummyVecEnv([lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: 2 * reward)])
     certificate = certify_return(cartpole_model, env, 0.002, n_episodes=2, n_calibration=1)
     assert certificate.lower is None and "TransformReward" in certificate.not_certified["action-noise"]
+
+
+class Penalty(VecEnvWrapper):
+    """Hands rewards on but for a very rare one."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_a_wrapper_around_all_and_one_around_a_single_environment_are_named_too(cartpole_model: PPO) -> None:
+    plain, doubled = (lambda: gym.make("CartPole-v1")), (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), abs))
+    for env, name in ((Penalty(DummyVecEnv([plain])), "Penalty"), (DummyVecEnv([plain, doubled]), "TransformReward")):
+        certificate = certify_return(cartpole_model, env, 0.002, n_episodes=2, n_calibration=1)
+        assert certificate.lower is None and name in certificate.not_certified["action-noise"]
+    mixed = DummyVecEnv([plain, lambda: gym.make("CartPole-v0")])
+    assert certify_return(cartpole_model, mixed, 0.002, n_episodes=2, n_calibration=1).lower is None
 
 
 def unlimited() -> Any:

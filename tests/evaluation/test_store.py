@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
+from sb3_prune_robust import worst_case
 from sb3_prune_robust.attacks import ATTACKS, MAD, Budget, FittedAttack, make_attack
 from sb3_prune_robust.evaluation import held_out
 from sb3_prune_robust.evaluation.held_out import HeldOut, Watch
@@ -227,6 +230,47 @@ def test_the_key_knows_the_arguments_of_wrappers_around_all(cartpole_model: PPO)
 
     keys = [victim_key(cartpole_model.policy, ScaleAll(make_env("CartPole-v1", 2), scale)) for scale in (1.0, 1.0, 5.0)]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_key_knows_the_arguments_of_the_policy(cartpole_model: PPO) -> None:
+    class Rounding(ActorCriticPolicy):
+        def __init__(self, *args: Any, step: float = 0.01, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.step = step
+
+    venv = make_env("CartPole-v1", 2)
+    models = [PPO(Rounding, venv, policy_kwargs={"step": step}, seed=0, device="cpu") for step in (0.1, 0.1, 5.0)]
+    keys = [digest(victim_key(model.policy, venv)) for model in models]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_key_knows_the_statistics_of_each_key_of_a_dict() -> None:
+    venv = VecNormalize(make_vec_env(lambda: Dicts(), 2), training=False)
+    policy = PPO("MultiInputPolicy", venv, seed=0, device="cpu").policy
+    before = digest(victim_key(policy, venv))
+    assert before == digest(victim_key(policy, venv))
+    venv.obs_rms["b"].mean += 1.0
+    assert before != digest(victim_key(policy, venv))
+
+
+class Dicts(gym.Env[Any, Any]):
+    """One step; pays 1."""
+
+    observation_space = gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (3,)), "b": gym.spaces.Box(-1, 1, (2,))})
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 1.0, True, False, {}
+
+
+def test_a_normalised_agent_of_dict_observations_has_a_worst_case() -> None:
+    venv = VecNormalize(make_vec_env(lambda: Dicts(), 2), training=False)
+    model = PPO("MultiInputPolicy", venv, n_steps=8, batch_size=16, seed=0, device="cpu")
+    assert worst_case(model, venv, ["mad"], eps={"a": 0.3}, n_episodes=4).mean == 1.0
 
 
 def test_a_change_of_version_is_another_result(held: HeldOut, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,8 @@ class PruningCallback(BaseCallback):
     Progress is ``num_timesteps`` over all timesteps: with ``reset_num_timesteps=False`` those trained before count, and a ramp
     that lies behind is pruned at once, with a warning.
 
-    After ``load`` or ``copy.deepcopy`` SB3's own policies know nothing of their zeros: give ``learn()`` a callback again, which
-    takes them up (one with ``final_sparsity=0`` keeps them and prunes no more). Policies of this package keep them anyway.
+    After ``load`` or ``copy.deepcopy`` SB3's own policies know nothing of their zeros: give ``learn()`` a callback again,
+    which takes them up (one with ``final_sparsity=0`` keeps them and prunes no more). Policies of this package keep them.
 
     Off-policy algorithms start a rollout every ``train_freq`` steps. There, a prune waits until it is 0.5 % of the final
     sparsity or the schedule has ended. Progress counts from the first step, not from ``learning_starts``.
@@ -264,8 +264,8 @@ class PruningCallback(BaseCallback):
             jump = schedule(progress) - max(schedule(0.0), self._share(target))
             if jump > schedule.final_sparsity / 2 and not isinstance(schedule, OneShotSchedule):
                 warnings.warn(
-                    f"PruningCallback: training starts at {progress:.2f} of all timesteps (reset_num_timesteps=False), where the "
-                    f"schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
+                    f"PruningCallback: training starts at {progress:.2f} of all timesteps (reset_num_timesteps=False), where "
+                    f"the schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
                     "start and end are shares of all timesteps, those before included",
                     stacklevel=2,
                 )

@@ -86,10 +86,9 @@ def pruning_arguments(callbacks: Any) -> dict[str, Any] | None:
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     found = [{**defaults, **arguments} for name, arguments in map(_parts, as_list(callbacks)) if _is_pruning(name)]
     sparsities = [arguments.get("final_sparsity") for arguments in found]
-    if len(found) > 1 or any(isinstance(given, Mapping) for given in sparsities):
-        raise ValueError(
-            f"callback: one final_sparsity, of one PruningCallback, can be tuned; the entry has {', '.join(map(str, sparsities))}"
-        )
+    if len(found) > 1 or any(isinstance(one, Mapping) for one in sparsities):
+        given = ", ".join(map(str, sparsities))
+        raise ValueError(f"callback: one final_sparsity, of one PruningCallback, can be tuned; the entry has {given}")
     return found[0] if found else None
 
 

@@ -204,6 +204,7 @@ class Penalty(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+@pytest.mark.filterwarnings("ignore:.*out of date")
 def test_a_wrapper_around_all_and_one_around_a_single_environment_are_named_too(cartpole_model: PPO) -> None:
     plain, doubled = (lambda: gym.make("CartPole-v1")), (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), abs))
     for env, name in ((Penalty(DummyVecEnv([plain])), "Penalty"), (DummyVecEnv([plain, doubled]), "TransformReward")):

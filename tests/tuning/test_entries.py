@@ -47,7 +47,7 @@ def test_sparsities_of_several_targets_are_not_tuned_as_one():
     with pytest.raises(ValueError, match=r"callback: one final_sparsity, .* can be tuned; the entry has \{'actor': 0.8"):
         pruning_arguments([both])
     two = [{PRUNE: {"final_sparsity": 0.9}}, {PRUNE: {"final_sparsity": 0.3, "targets": ["critic"]}}]
-    with pytest.raises(ValueError, match="the entry has 0.9, 0.3"):
+    with pytest.raises(ValueError, match=r"the entry has 0\.9, 0\.3"):
         pruning_arguments(two)
 
 

@@ -12,17 +12,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_prune_robust.attacks import FittedAttack
+from sb3_prune_robust.cli import evaluate as cli_evaluate
 from sb3_prune_robust.cli import main
-from sb3_prune_robust.evaluation import held_out
+from sb3_prune_robust.evaluation import held_out, make_env
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 Files = dict[str, Path]
@@ -150,6 +152,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "smoothing of no samples": (["--smoothing-std", "0.1", "--deterministic"], "smoothing-std was given, but no return is"),
     "radii of no samples": (["--eps-grid", "0.1", "--deterministic"], "eps-grid was given, but no return is certified"),
     "clipping for nothing": (["--clip-rewards", "0,1", "--deterministic"], "clip-rewards was given, but no return is"),
+    "radii without a radius": (["--eps", "0", "--eps-grid", "0.1"], "eps-grid was given, but no return is .*: eps is 0"),
+    "radii of one episode": (["--eps-grid", "0.1", "--episodes", "1"], "eps-grid was given, but .*: one episode cannot both"),
     "negative eps": (["--eps", "-1"], "eps must be a finite number of at least 0, got -1.0"),
     "NaN eps": (["--eps", "nan"], "eps must be a finite number"),
     "sparsity 1": (["--sparsities", "0,1"], r"--sparsities: every sparsity must lie in \[0, 1\)"),
@@ -208,6 +212,33 @@ def test_bad_options_are_named(case: str, files: Files, tmp_path: Path, capsys: 
     changes, message = BAD[case]
     check_refused(audit_arguments(files, tmp_path / "out", "a.zip", changes), message, capsys)
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_certified_returns_are_not_asked_of_an_agent_without_noise_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[4]), buffer_size=10).save(tmp_path / "sac.zip")
+    options = ["--env", "Pendulum-v1", "--eps", "0.1", "--episodes", "2", "--sparsities", "0", "--attacks", "random"]
+    options += ["--out", str(tmp_path / "out"), "--clip-rewards=-5,0"]
+    message = "clip-rewards was given, but no return is certified: SACPolicy plays without noise of its own"
+    check_refused(["audit", str(tmp_path / "sac.zip"), *options], message, capsys)
+
+
+@pytest.mark.parametrize(("flag", "mode"), [("--stochastic", None), ("--deterministic", True), ("--n-envs=2", True)])
+def test_samples_are_not_asked_of_a_policy_that_never_samples(
+    flag: str, mode: bool | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TD3("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[4]), buffer_size=10)
+    run = SimpleNamespace(model=model, env=make_env("Pendulum-v1", 2), path=tmp_path / "model.zip")
+    monkeypatch.setattr(cli_evaluate, "_loaded", lambda args: run)
+    monkeypatch.setattr("sb3_prune_robust.zoo.plays_mode", lambda env: False)
+    arguments = ["evaluate", "--algo", "td3", "--env", "Pendulum-v1", "--eps", "0.1", "--episodes", "2", "--attacks", "random"]
+    out = tmp_path / "evaluation.json"
+    if mode is None:
+        check_refused([*arguments, flag], "stochastic: TD3 plays without sampling", capsys)
+    else:
+        assert main([*arguments, flag, "--out", str(out)]) == 0
+        assert strict(out)["settings"]["deterministic"] is mode
 
 
 @pytest.mark.parametrize("model", BAD_MODELS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from sb3_prune_robust.evaluation.audit import (
     write_report,
 )
 from sb3_prune_robust.evaluation.bars import bars
-from sb3_prune_robust.evaluation.cells import fitting_total, n_rollouts
+from sb3_prune_robust.evaluation.cells import fitting_total, n_rollouts, why_not_certified
 from sb3_prune_robust.evaluation.loading import ALGORITHMS, make_single
 from sb3_prune_robust.evaluation.markdown import SEVERAL
 from sb3_prune_robust.evaluation.report import prepare_folder
@@ -147,18 +146,11 @@ def attack_budget(args: argparse.Namespace) -> Budget | None:
     return Budget(args.attack_steps, args.attack_seconds)
 
 
-def _check_certified(args: argparse.Namespace, modes: Sequence[str], rewards: RewardRange) -> None:
-    """:raises ValueError: if an option of certified returns was given and none is certified"""
-    given = {"eps-grid": args.eps_grid, "smoothing-std": args.smoothing_std}
-    if "stochastic" not in modes:
-        given["clip-rewards"] = args.clip_rewards
-        reason = "the agent plays its mode, and the noise of its samples is what certifies"
-    elif rewards.low is None:
-        reason = f"no smallest reward is known ({rewards.reason}): give reward-min or clip-rewards"
-    else:
-        return
+def _check_certified(args: argparse.Namespace, reason: str | None) -> None:
+    """:raises ValueError: if an option of certified returns was given and none is certified, for a reason"""
+    given = {"eps-grid": args.eps_grid, "smoothing-std": args.smoothing_std, "clip-rewards": args.clip_rewards}
     for name, value in given.items():
-        if value is not None and value != ():
+        if reason is not None and value is not None and value != ():
             raise ValueError(f"{name} was given, but no return is certified: {reason}")
 
 
@@ -176,8 +168,7 @@ def _audit(args: argparse.Namespace, command: str) -> None:
         smoothing_std=args.smoothing_std,
         attack_budget=attack_budget(args),
     )
-    Settings(**settings)  # what is wrong is said before anything is loaded
-    _check_certified(args, settings["modes"], settings["rewards"])
+    _check_certified(args, Settings(**settings).not_certified)  # what is wrong is said before anything is loaded
     n_envs = min(args.episodes, MAX_ENVS) if args.n_envs is None else args.n_envs
     make_single(args.env).close()
     pruning = {"scores": "magnitude", "distribution": args.distribution, "targets": ("actor",)}
@@ -185,9 +176,9 @@ def _audit(args: argparse.Namespace, command: str) -> None:
     subjects = load_subjects(args.env, args.models, args.vec_normalize, args.sparsities, n_envs, args.algo, **pruning)
     gamma = common_gamma([subject.model for subject in subjects]) if args.gamma is None else args.gamma
     modes = modes_of([subject.model for subject in subjects], args.modes)
-    _check_certified(args, modes, settings["rewards"])
     attacks = args.attacks or default_attacks([subject.model for subject in subjects])
     settings.update(gamma=gamma, horizon=horizon_of(subjects[0].agent.venv), modes=modes, attacks=attacks)
+    _check_certified(args, why_not_certified([subject.agent for subject in subjects], Settings(**settings)))
     description = (
         "Copies were pruned by magnitude after the fact, without retraining: hidden layers of the actor, zeros shared over "
         f"layers by '{args.distribution}'. Sparsity is that of the pruned layers."

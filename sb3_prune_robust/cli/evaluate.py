@@ -11,7 +11,7 @@ from typing import Any
 from sb3_prune_robust.attacks import Budget
 from sb3_prune_robust.cli.arguments import CODE_WARNING, MAX_ENVS, attacks_help, names, positive, positive_int
 from sb3_prune_robust.cli.audit import attack_budget
-from sb3_prune_robust.evaluation.audit import DEFAULT_ATTACKS, default_attacks
+from sb3_prune_robust.evaluation.audit import DEFAULT_ATTACKS, default_attacks, modes_of
 from sb3_prune_robust.evaluation.held_out import check_attacks, check_seeds
 from sb3_prune_robust.evaluation.identity import versions
 from sb3_prune_robust.evaluation.report import prepare_folder, to_json, write_files
@@ -92,7 +92,7 @@ def _evaluate(args: argparse.Namespace, command: str) -> None:
     out = _checked_out(args.out)
     run = _loaded(args)
     args.attacks = args.attacks or default_attacks([run.model])
-    deterministic = _is_deterministic(args)
+    deterministic = _is_deterministic(args, run.model)
     try:
         result = worst_case(
             run.model,
@@ -145,10 +145,11 @@ def _env_kwargs(given: list[str]) -> dict[str, Any]:
     return kwargs
 
 
-def _is_deterministic(args: argparse.Namespace) -> bool:
+def _is_deterministic(args: argparse.Namespace, model: Any) -> bool:
     from sb3_prune_robust.zoo import plays_mode
 
-    return args.deterministic or (not args.stochastic and plays_mode(args.env))
+    modes = modes_of([model], ("stochastic",) if args.stochastic else None)
+    return args.deterministic or "stochastic" not in modes or (not args.stochastic and plays_mode(args.env))
 
 
 def _checked_out(out: Path | None) -> Path | None:

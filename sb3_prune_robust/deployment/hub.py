@@ -134,13 +134,14 @@ def save_for_hub(
     :param report: ``report.json`` of an audit of this very model file
     :param n_eval_episodes: episodes of ``results.json``
     :return: ``out``
-    :raises ValueError: if there is no such run, ``out`` exists, or the report is of another model file
+    :raises ValueError: if there is no such run, ``out`` exists, or the report is of another model file, other statistics of
+        VecNormalize or another environment
     """
     out, (model_path, run_path) = Path(out), find_run(algo, env, folder, exp_id, load_best)
     if out.exists():
         raise ValueError(f"out {out} exists already; a new folder is written")
     if report is not None:
-        _check_report(read_report(report), model_path)
+        _check_report(read_report(report), model_path, run_path / "vecnormalize.pkl", env)
     out.mkdir(parents=True)
     shutil.copy(model_path, out / f"{algo}-{_file_name(env)}.zip")
     for name in ("args.yml", "config.yml"):
@@ -191,14 +192,25 @@ def _file_name(env: str) -> str:
     return env.replace("/", "-").split(":")[-1]
 
 
-def _check_report(record: Record, model_path: Path) -> None:
-    digest = hashlib.sha256(model_path.read_bytes()).hexdigest()
-    if digest not in [model["sha256"] for model in record["models"]]:
-        audited = ", ".join(str(model["path"] or model["name"]) for model in record["models"])
+def _check_report(record: Record, model_path: Path, statistics: Path, env: str) -> None:
+    if record["settings"]["env"] != env:
+        raise ValueError(f"report was measured on {record['settings']['env']}, and the model is of {env}; audit it there")
+    audited = [model for model in record["models"] if model["sha256"] == _digest(model_path)]
+    if not audited:
+        names = ", ".join(str(model["path"] or model["name"]) for model in record["models"])
         raise ValueError(
-            f"report is of other model files ({audited}) than {model_path}: its numbers would stand on the card of a model "
+            f"report is of other model files ({names}) than {model_path}: its numbers would stand on the card of a model "
             "that they were not measured on; audit that file"
         )
+    if all(model["vec_normalize_sha256"] != _digest(statistics) for model in audited):
+        raise ValueError(
+            f"report was measured with other statistics of VecNormalize than the run's ({statistics}, if it is there), "
+            "which make another agent; audit with --vec-normalize where the run has them"
+        )
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _env_kwargs(run_path: Path) -> dict[str, Any]:

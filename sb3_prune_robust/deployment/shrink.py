@@ -37,11 +37,12 @@ def shrink(model: SelfModel) -> SelfModel:
     A unit whose incoming weights are all zero is constant: it goes, and its output is added to the next layer's bias. A unit
     whose outgoing weights are all zero goes. Either may leave others dead, which go too. A layer keeps at least one unit.
 
-    What comes back is plain SB3: our policy classes become the SB3 classes that they extend (their Lipschitz bound is then no
-    longer enforced in further training), with ``net_arch`` set to what is left; it saves, loads and trains without this
-    package. Actors and, in actor-critic policies, value networks are shrunk; the critics of SAC, TD3, DDPG and TQC do not act
-    and stay as they are; target networks of what is shrunk start as copies of it. Optimisers of what is shrunk start afresh.
-    Weights that are zero but whose units live are not kept at zero in further training, unless a ``PruningCallback`` is given.
+    What comes back is plain SB3: our policies and algorithms become the SB3 classes that they extend (further training then
+    keeps no Lipschitz bound and is not robust training), with ``net_arch`` set to what is left; it saves, loads and trains
+    without this package. Actors and, in actor-critic policies, value networks are shrunk; the critics of SAC, TD3, DDPG and
+    TQC do not act and stay as they are; target networks of what is shrunk start as copies of it. Optimisers of what is shrunk
+    start afresh. Weights that are zero but whose units live are not kept at zero in further training, unless a
+    ``PruningCallback`` is given.
 
     :param model: an SB3 or sb3-contrib model, or a policy; it is not changed
     :return: a new model without environment (``set_env`` to train it) and with an empty replay buffer, as loaded from a file;
@@ -181,8 +182,9 @@ def _shrunk(policy: BasePolicy) -> tuple[Any, State]:
     return net_arch, state
 
 
-def _plain_class(policy: BasePolicy) -> type[Any]:
-    return next(cls for cls in type(policy).__mro__ if cls.__module__.startswith(_PLAIN))
+def _plain_class(thing: BasePolicy | BaseAlgorithm) -> type[Any]:
+    """What a class of ours extends; an algorithm of somebody else's is left as it is."""
+    return next(cls for cls in type(thing).__mro__ if not cls.__module__.startswith(_OURS))
 
 
 def _plain_arguments(policy: BasePolicy, arguments: dict[str, Any], net_arch: Any) -> dict[str, Any]:
@@ -214,12 +216,14 @@ def _rebuild_model(model: BaseAlgorithm, net_arch: Any, state: State) -> BaseAlg
     data["policy_class"] = _plain_class(model.policy)
     data["policy_kwargs"] = _plain_arguments(model.policy, data["policy_kwargs"], net_arch)
     seed, data["seed"] = data["seed"], None  # loading would seed the global random number generators
-    parameters["policy"] = state
+    algorithm = _plain_class(model)
+    kept, _ = algorithm._get_torch_save_params(model)  # not the networks that robust training adds
+    parameters = {name: parameters[name] for name in kept} | {"policy": state}
     for name in set(parameters) & set(_STALE):
         parameters[name]["state"] = {}
     rewritten = io.BytesIO()
     save_to_zip_file(rewritten, data=data, params=parameters, pytorch_variables=variables)
     rewritten.seek(0)
-    smaller = type(model).load(rewritten, device=model.device)
+    smaller: BaseAlgorithm = algorithm.load(rewritten, device=model.device)
     smaller.seed = seed
     return smaller

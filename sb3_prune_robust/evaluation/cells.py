@@ -14,11 +14,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_prune_robust.attacks import Cost
 from sb3_prune_robust.attacks.fitting import NothingToLearnError
+from sb3_prune_robust.certificates.observations import read_noise
 from sb3_prune_robust.evaluation.held_out import HeldOut, Watch, budget_of, size_of
 from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
 from sb3_prune_robust.evaluation.settings import Settings
 from sb3_prune_robust.evaluation.store import Store
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, worst_names
+from sb3_prune_robust.network import UnsupportedNetworkError
 
 Array = npt.NDArray[Any]
 
@@ -102,7 +104,7 @@ class Attacked:
 
 def n_rollouts(agents: Sequence[Agent], settings: Settings) -> int:
     """Number of episodes that :func:`frontier` plays, for a progress bar."""
-    cells = len(settings.modes) * (1 + len(settings.attacks)) + _n_curve(settings)
+    cells = len(settings.modes) * (1 + len(settings.attacks)) + _n_curve(agents, settings)
     return sum(len(agent.policies) for agent in agents) * cells * settings.n_episodes
 
 
@@ -114,16 +116,28 @@ def fitting_total(agents: Sequence[Agent], settings: Settings) -> float:
     return sum(len(agent.policies) for agent in agents) * len(settings.modes) * sum(sizes)
 
 
-def _n_curve(settings: Settings) -> int:
+def _n_curve(agents: Sequence[Agent], settings: Settings) -> int:
     """Further cells of the stochastic mode, where returns are certified: attacked at the other radii, and smoothed."""
-    if not _certifies(settings):
+    if why_not_certified(agents, settings) is not None:
         return 0
     attacked = len(settings.radii) - 1 if len(settings.learned) < len(settings.attacks) else 0
     return attacked + (settings.smoothing_std is not None)
 
 
-def _certifies(settings: Settings) -> bool:
-    return "stochastic" in settings.modes and settings.rewards.low is not None and bool(settings.radii)
+def why_not_certified(agents: Sequence[Agent], settings: Settings) -> str | None:
+    """
+    Why no return is certified.
+
+    :param agents: the agents; their sparsities make no difference
+    :param settings: the settings
+    :return: the reason, ``None`` where returns are certified
+    """
+    try:
+        for agent in agents:
+            read_noise(agent.policies[min(agent.policies)])
+    except UnsupportedNetworkError as error:
+        return str(error)
+    return settings.not_certified
 
 
 def _held_out(agent: Agent, level: float, settings: Settings, mode: str, watch: Watch, store: Store) -> HeldOut:
@@ -164,7 +178,7 @@ def play_cell(agents: Sequence[Agent], level: float, settings: Settings, mode: s
         _attack_all(cell, name, agents, held_out, settings)
     if not cell.attacked:
         raise NoAttackError(f"at sparsity {level} no attack changed any observation: {'; '.join(cell.skipped.values())}")
-    if mode == "stochastic" and _certifies(settings):
+    if mode == "stochastic" and why_not_certified(agents, settings) is None:
         _play_for_certificates(cell, held_out, settings)
     return cell
 

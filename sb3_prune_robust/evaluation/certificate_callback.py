@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 from sb3_prune_robust.attacks.adversarial_training import without_adversary
 from sb3_prune_robust.bounds import Ball
 from sb3_prune_robust.certificates import certify
+from sb3_prune_robust.certificates.observations import read_network, read_noise
 from sb3_prune_robust.evaluation.clean_play import check_environment, check_horizon, known_rewards, play_clean
 from sb3_prune_robust.evaluation.loading import horizon_of
 from sb3_prune_robust.evaluation.return_certificate import check_confidence, noise_bound
@@ -69,6 +70,8 @@ class CertificateCallback(BaseCallback):
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share must lie in (0, 1], got {max_share!r}")
         check_confidence(confidence)
+        if clip_rewards is not None and eval_env is None:
+            raise ValueError(f"clip_rewards={clip_rewards!r} is for certified returns, which need an eval_env; none was given")
         self.eps, self.norm, self.freq, self.n_states = eps, norm, freq, n_states
         self.eval_env, self.return_freq, self.n_episodes = eval_env, return_freq, n_episodes
         self.clip_rewards, self.confidence, self.max_share = clip_rewards, confidence, max_share
@@ -79,12 +82,13 @@ class CertificateCallback(BaseCallback):
             raise TypeError(
                 f"{type(self.model).__name__} has no rollout buffer: only PPO, A2C and TRPO can be certified as they learn"
             )
+        read_network(self.model.policy)  # said before the training, not in its midst
         Ball.create(self.eps, self.norm, self.model.policy.observation_space.shape or ())
         if self.eval_env is not None:
             self._check_eval_env(self.eval_env)
 
     def _check_eval_env(self, env: VecEnv) -> None:
-        """Said before the training, not in its midst."""
+        read_noise(self.model.policy)
         if (unwrap_vec_normalize(env) is None) != (self.model.get_vec_normalize_env() is None):
             raise ValueError("eval_env must be wrapped in VecNormalize if, and only if, the training environment is")
         check_environment(self.model, env)

@@ -382,10 +382,10 @@ def known_rewards(
         if reward_min is not None or reward_max is not None:
             raise ValueError("clip_rewards was given together with reward_min or reward_max: it is one or the other")
         return _clipped(clip_rewards)
-    ids = {getattr(spec, "id", None) for spec in env.get_attr("spec")}
-    if None in ids or len(ids) > 1:
+    specs = env.get_attr("spec")
+    if any(spec is None or spec.id != specs[0].id for spec in specs):
         return reward_range("an environment with no one id", reward_min, reward_max)
-    return reward_range(ids.pop(), reward_min, reward_max, _changes(env))
+    return reward_range(specs[0].id, reward_min, reward_max, _changes(env))
 
 
 def _clipped(clip_rewards: Any) -> RewardRange:

@@ -212,8 +212,11 @@ def certify_return(
     check_environment(model, env)
     Ball.create(eps, norm, env.observation_space.shape or ())
     certificate = certify_play(play_clean(model, env, deterministic=deterministic, **arguments), eps, norm, confidence, bound)
-    if smoothing_std is None or not certificate.by_method:
+    if smoothing_std is None:
         return certificate
+    if not certificate.by_method:  # for want of a reward's range, which smoothing lacks as well
+        reason = next(iter(certificate.not_certified.values()))
+        return replace(certificate, not_certified={**certificate.not_certified, SMOOTHING: reason})
     smoothed = play_clean(model, env, noise_std=smoothing_std, **arguments)
     found = noise_bound(smoothed, eps, norm, bound, (1.0 - confidence) / len(METHODS))
     return replace(certificate, by_method={**certificate.by_method, SMOOTHING: found})

@@ -66,6 +66,17 @@ class Settings:
         grid = self.eps_grid or tuple(self.eps * share for share in _GRID)
         return tuple(sorted({*grid, self.eps})) if self.eps > 0 else ()
 
+    @property
+    def not_certified(self) -> str | None:
+        """Why no return is certified, whatever the agents; ``None`` where one may be."""
+        if "stochastic" not in self.modes:
+            return "the agent plays its mode, and the noise of its samples is what certifies"
+        if self.rewards.low is None:
+            return f"no smallest reward is known ({self.rewards.reason}): give reward-min or clip-rewards"
+        if self.eps == 0:
+            return "eps is 0"
+        return "one episode cannot both choose and certify" if self.n_episodes < 2 else None
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps must be a finite number of at least 0, got {self.eps!r}")

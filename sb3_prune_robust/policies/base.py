@@ -126,7 +126,7 @@ class LipschitzPolicy(BasePolicy):
         return clone
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._attach()  # pickle drops hooks
 
 

@@ -265,7 +265,7 @@ class PruningCallback(BaseCallback):
             if jump > schedule.final_sparsity / 2 and not isinstance(schedule, OneShotSchedule):
                 warnings.warn(
                     f"PruningCallback: training starts at {progress:.2f} of all timesteps (reset_num_timesteps=False), where "
-                    f"the schedule asks to prune the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
+                    f"the schedule prunes the {target} from {self._share(target):.4f} to {schedule(progress):.4f} at once; "
                     "start and end are shares of all timesteps, those before included",
                     stacklevel=2,
                 )

@@ -33,6 +33,13 @@ class Space:
     sparsities: tuple[float, float] = DEFAULT_SPARSITIES
     schedules: tuple[str, ...] = tuple(SCHEDULES)
 
+    def __post_init__(self) -> None:
+        if not self.has_pruning and (self.sparsities, self.schedules) != (DEFAULT_SPARSITIES, tuple(SCHEDULES)):
+            raise ValueError(
+                f"sparsities={self.sparsities} and schedules={self.schedules} are tuned of a PruningCallback, which the entry "
+                "does not have"
+            )
+
     def suggest(self, trial: Any) -> dict[str, Any]:
         """
         Values for a trial.

@@ -102,9 +102,15 @@ def test_the_best_model_and_the_latest_run(logs: Path, tmp_path: Path) -> None:
         assert set(archive.namelist()) == {"evaluations.npz", "0.monitor.csv"}
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def report_of(path: Path, tmp_path: Path) -> Path:
     record = json.loads(REPORT.read_text())
-    record["models"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    statistics = path.parent / ENV / "vecnormalize.pkl"
+    record["settings"]["env"] = ENV
+    record["models"][0].update(sha256=digest(path), vec_normalize_sha256=digest(statistics) if statistics.exists() else None)
     (tmp_path / "report.json").write_text(json.dumps(record))
     return tmp_path / "report.json"
 
@@ -117,6 +123,22 @@ def test_report_of_this_file_only(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"report is of other model files .* audit that file"):
         save_for_hub("ppo", ENV, logs, tmp_path / "other", 2, report=report)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "message"),
+    [
+        ("settings", {"env": "Acrobot-v1"}, r"report was measured on Acrobot-v1, and the model is of"),
+        ("models", {"vec_normalize_sha256": "0" * 64}, "report was measured with other statistics of VecNormalize"),
+    ],
+)
+def test_report_of_this_agent_only(part: str, changed: Any, message: str, logs: Path, tmp_path: Path) -> None:
+    report = report_of(logs / "ppo" / f"{ENV}_1" / f"{ENV}.zip", tmp_path)
+    record = json.loads(report.read_text())
+    (record[part] if part == "settings" else record[part][0]).update(changed)
+    report.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        save_for_hub("ppo", ENV, logs, tmp_path / "repository", 1, report=report)
 
 
 def test_wrong_runs_are_named(logs: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_prune_robust import LipschitzCategoricalPolicy, LipschitzGaussianPolicy
+from sb3_prune_robust.defences import ATLAPPO, SAPPO, WocaRPPO
 from sb3_prune_robust.deployment import shrink
 from sb3_prune_robust.deployment.shrink import remove_dead
 from sb3_prune_robust.network import RELU, TANH, Network, UnsupportedNetworkError
@@ -179,10 +180,14 @@ def test_policy_alone(case: Any) -> None:
     assert_same(model.policy, small)
 
 
-def test_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
-    model = PPO(LipschitzGaussianPolicy, "Pendulum-v1", device="cpu", policy_kwargs=dict(net_arch=[32, 24], lipschitz=3.0))
+@pytest.mark.parametrize("algorithm", [PPO, SAPPO, WocaRPPO, ATLAPPO])
+def test_loads_where_this_package_is_not_installed(algorithm: Any, tmp_path: Path) -> None:
+    kwargs = dict(net_arch=[32, 24], lipschitz=3.0)
+    model = algorithm(LipschitzGaussianPolicy, "Pendulum-v1", n_steps=64, device="cpu", policy_kwargs=kwargs)
     kill(model.policy, ON_POLICY)
-    shrink(model).save(tmp_path / "small")
+    small = shrink(model)
+    assert type(small) is PPO
+    small.save(tmp_path / "small")
     seen = [0.5, -0.5, 1.0]
     code = f"""
 import sys, numpy, stable_baselines3

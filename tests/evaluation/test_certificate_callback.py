@@ -14,6 +14,7 @@ from sb3_prune_robust import LipschitzGaussianPolicy, PruningCallback, certify
 from sb3_prune_robust.attacks import AdversarialTrainingCallback
 from sb3_prune_robust.evaluation import CertificateCallback
 from sb3_prune_robust.evaluation.loading import make_env
+from sb3_prune_robust.network import UnsupportedNetworkError
 
 ENV = "InvertedPendulum-v5"
 
@@ -100,6 +101,7 @@ def test_it_keeps_to_its_share_of_the_time_and_says_so() -> None:
         (dict(return_freq=0), "return_freq must be at least 1"),
         (dict(n_episodes=0), "n_episodes must be at least 1"),
         (dict(max_share=0.0), r"max_share must lie in \(0, 1\]"),
+        (dict(clip_rewards=(0, 1)), "clip_rewards=.* is for certified returns, which need an eval_env"),
         (dict(confidence=1.0), r"confidence must lie in \[0.5, 1\)"),
     ],
 )
@@ -111,6 +113,10 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_what_does_not_fit_the_model_is_said_before_training() -> None:
     with pytest.raises(TypeError, match="SAC has no rollout buffer"):
         SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).learn(1, callback=CertificateCallback(0.1))
+    model = PPO("MlpPolicy", "Pendulum-v1", n_steps=64, use_sde=True)
+    with pytest.raises(UnsupportedNetworkError, match="action distribution StateDependentNoiseDistribution"):
+        model.learn(64, callback=CertificateCallback(0.1))
+    assert model.num_timesteps == 0
     with pytest.raises(ValueError, match="eps must be finite and >= 0"):
         learn(CertificateCallback(-0.1))
     with pytest.raises(ValueError, match="eval_env must be wrapped in VecNormalize if, and only if"):

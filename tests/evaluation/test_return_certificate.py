@@ -204,6 +204,13 @@ class Penalty(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+def test_smoothing_that_was_asked_for_and_not_certified_says_why() -> None:
+    env = make_env("InvertedDoublePendulum-v5", 2)
+    model = PPO("MlpPolicy", env, n_steps=64, device="cpu")
+    certificate = certify_return(model, env, 0.001, n_episodes=3, n_calibration=1, smoothing_std=0.1)
+    assert "velocities are not bounded" in certificate.not_certified["policy-smoothing"] and not certificate.by_method
+
+
 @pytest.mark.filterwarnings("ignore:.*out of date")
 def test_a_wrapper_around_all_and_one_around_a_single_environment_are_named_too(cartpole_model: PPO) -> None:
     plain, doubled = (lambda: gym.make("CartPole-v1")), (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), abs))

@@ -300,7 +300,7 @@ def test_a_frozen_layer_is_named_as_frozen():
 
 def test_a_ramp_that_lies_behind_a_continued_training_is_warned_of():
     model = make().learn(1280)
-    with pytest.warns(UserWarning, match=r"training starts at 0.83 .* prune the actor from 0.0000 to 0.8000 at once"):
+    with pytest.warns(UserWarning, match=r"training starts at 0.83 .* prunes the actor from 0.0000 to 0.8000 at once"):
         model.learn(256, callback=PruningCallback(0.8), reset_num_timesteps=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # neither what is pruned already, nor what is asked for at once anyway

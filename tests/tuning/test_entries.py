@@ -93,6 +93,11 @@ def test_space_follows_the_entry():
     assert Space(None, False).suggest(FixedTrial({})) == {}
 
 
+def test_limits_of_what_an_entry_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"sparsities=\(0.6, 0.7\) .* are tuned of a PruningCallback, which"):
+        space_of({"policy": "MlpPolicy"}, None, sparsities=(0.6, 0.7))
+
+
 def test_baseline_is_the_entry_moved_into_the_space():
     space = space_of(ENTRY, ENTRY["callback"], sparsities=(0.8, 0.9), schedules=("micro",))
     assert baseline(ENTRY, space) == {"lipschitz": 20.0, "final_sparsity": 0.8, "distribution": "erk", "learning_rate": 0.001}

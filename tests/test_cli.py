@@ -364,7 +364,8 @@ def test_interrupting_says_so_in_one_line_and_leaves_nothing(files: Files, tmp_p
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs in the background
     )
     code, error = interrupt_when(out.exists, process)
-    assert code == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
+    assert code == 130, error
+    assert len(error.strip().splitlines()) == 1 and "interrupted" in error
     assert f"kept in {out / 'progress'}: run the same command again to continue" in error
     assert list(out.iterdir()) == []
 

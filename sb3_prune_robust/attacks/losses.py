@@ -17,6 +17,10 @@ from sb3_prune_robust.network import Box
 Array = npt.NDArray[Any]
 
 
+# A saturated tanh has no slope, in float32 none at all, and an attack that climbs it would stay where it starts.
+LEAST_SLOPE = 1e-3
+
+
 class Loss(ABC):
     """
     A function of the network's output.
@@ -77,7 +81,7 @@ class SquashedDifference(Loss):
 
 class AfterSquash(Loss):
     """
-    A loss of actions as one of an actor's outputs before its tanh.
+    A loss of actions as one of an actor's outputs before its tanh, whose slope is taken as at least :data:`LEAST_SLOPE`.
 
     :param loss: of actions
     :param box: the actions
@@ -88,7 +92,8 @@ class AfterSquash(Loss):
 
     def __call__(self, outputs: Array) -> tuple[Array, Array]:
         values, derivative = self.loss(self.box.action(outputs).astype(outputs.dtype))
-        return values, (derivative * self.box.half * (1.0 - np.tanh(outputs) ** 2)).astype(outputs.dtype)
+        slope = np.maximum(1.0 - np.tanh(outputs) ** 2, LEAST_SLOPE)
+        return values, (derivative * self.box.half * slope).astype(outputs.dtype)
 
 
 class CategoricalKL(Loss):

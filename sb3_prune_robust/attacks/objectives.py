@@ -20,6 +20,7 @@ from sb3_prune_robust.attacks.engines import (
     to_tensor,
 )
 from sb3_prune_robust.attacks.losses import (
+    LEAST_SLOPE,
     CategoricalKL,
     Direction,
     Loss,
@@ -134,9 +135,24 @@ def autograd_objective(policy: Any, clean: Array, objective: str | ObjectiveFunc
     return OutputObjective(policy, _output_loss(policy, outputs_at(policy, clean), objective, deterministic))
 
 
+class _Tanh(th.autograd.Function):
+    """The tanh, whose slope is taken as at least :data:`~.losses.LEAST_SLOPE`."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: th.Tensor) -> th.Tensor:
+        squashed = th.tanh(outputs)
+        ctx.save_for_backward(squashed)
+        return squashed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> th.Tensor:
+        (squashed,) = ctx.saved_tensors
+        return gradients[0] * (1 - squashed**2).clamp_min(LEAST_SLOPE)
+
+
 def _value_of_actions(policy: Any, true: Any, perturbed: Any) -> th.Tensor:
     """``Q(s, pi(s_hat))``, the mean over critics and quantiles: what the victim's critic says of what it is made to do."""
-    values = policy.critic(true, th.tanh(outputs(policy, perturbed)))
+    values = policy.critic(true, _Tanh.apply(outputs(policy, perturbed)))  # type: ignore[no-untyped-call]
     together = values.flatten(start_dim=1) if isinstance(values, th.Tensor) else th.cat(values, dim=1)
     return together.mean(dim=1)
 

@@ -38,6 +38,7 @@ class AdversarialVecEnv(VecEnvWrapper):
         ``eps`` is then in units of the statistics of the moment
     :raises TypeError: if ``model`` or ``attack`` is not one
     :raises ValueError: if environment and model do not fit together
+    :raises UnsupportedNetworkError: at the first ``reset()``, for a victim that the attack does not cover (RecurrentPPO)
     """
 
     def __init__(self, venv: VecEnv, model: BaseAlgorithm | BasePolicy, attack: Attack, *, in_training: bool = False) -> None:

@@ -11,7 +11,7 @@ from sb3_prune_robust.certificates import Certificate, certify
 from sb3_prune_robust.evaluation.cells import Agent, Cell
 from sb3_prune_robust.evaluation.rollouts import Episodes
 from sb3_prune_robust.evaluation.settings import Settings
-from sb3_prune_robust.evaluation.tables import table
+from sb3_prune_robust.evaluation.tables import percent, table
 from sb3_prune_robust.network import UnsupportedNetworkError, box_of, choices, is_greedy
 
 Record = dict[str, Any]
@@ -91,4 +91,4 @@ def _row(level: float, actions: Mapping[str, Any]) -> list[str]:
     radius = actions["radius"]
     numbers = [f"{value:.3g}" for value in (radius["mean"], radius["max"], *radius["by_method"].values())]
     share = [] if actions["greedy_unchanged"] is None else [f"{actions['greedy_unchanged']:.1%}"]
-    return [f"{level:.0%}", *numbers, *share]
+    return [percent(level), *numbers, *share]

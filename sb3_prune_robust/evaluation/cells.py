@@ -20,6 +20,7 @@ from sb3_prune_robust.evaluation.rollouts import Episodes, NoAttackError
 from sb3_prune_robust.evaluation.settings import Settings
 from sb3_prune_robust.evaluation.store import Store
 from sb3_prune_robust.evaluation.sweet_spots import Candidate, worst_names
+from sb3_prune_robust.evaluation.tables import percent
 from sb3_prune_robust.network import UnsupportedNetworkError
 
 Array = npt.NDArray[Any]
@@ -156,7 +157,7 @@ def _held_out(agent: Agent, level: float, settings: Settings, mode: str, watch: 
         settings.attack_budget,
         store,
         watch,
-        f"{agent.name} at {level:.0%}, {mode}",
+        f"{agent.name} at {percent(level)}, {mode}",
     )
 
 

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sb3_prune_robust.evaluation.figure import CLEAN, COLOURS, MARKERS, WORST
+from sb3_prune_robust.evaluation.tables import percent
 
 _LARGEST_CURVES = 4  # more sparsities than this cannot be told apart in one panel
 
@@ -59,7 +60,7 @@ def _some(points: Sequence[Point]) -> list[Point]:
 
 
 def _label(point: Point) -> str:
-    return "dense" if point["sparsity"] == 0 else f"{point['sparsity']:.0%} pruned"
+    return "dense" if point["sparsity"] == 0 else f"{percent(point['sparsity'])} pruned"
 
 
 def _draw_returns(axis: Axes, points: Sequence[Point]) -> None:

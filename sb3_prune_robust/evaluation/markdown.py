@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sb3_prune_robust.evaluation.markdown_certified import certified_sections
-from sb3_prune_robust.evaluation.tables import gain, interval, number, table
+from sb3_prune_robust.evaluation.tables import gain, interval, number, percent, table
 
 SEVERAL = "each its own"  # worst attack of several agents
 
@@ -116,8 +116,8 @@ def _mode(mode: str, result: Mapping[str, Any], record: Mapping[str, Any]) -> li
     attacks = record["settings"]["attacks"]
     rows = [
         [
-            f"{point['sparsity']:.0%}",
-            f"{point['reached']['total']:.0%}",
+            percent(point["sparsity"]),
+            percent(point["reached"]["total"]),
             interval(point["clean"]),
             *(interval(point["attacks"][name]) for name in attacks),
             f"{number(point['worst']['mean'])} ({point['worst']['attack'] or SEVERAL})",
@@ -149,7 +149,7 @@ def _sweet_spots(result: Mapping[str, Any]) -> list[str]:
             verdict = f"supported: gain {interval(spot['gain'])}"
         else:
             verdict = f"NOT supported by these episodes: gain {interval(spot['gain'])}"
-        rows.append([spot["description"], f"{spot['sparsity']:.0%}", verdict, gain(spot["worst_gain"])])
+        rows.append([spot["description"], percent(spot["sparsity"]), verdict, gain(spot["worst_gain"])])
     return [
         "### Sweet spots",
         table(["criterion", "sparsity", "against the dense agent", "gain in worst return"], rows),
@@ -163,7 +163,7 @@ def _sweet_spots(result: Mapping[str, Any]) -> list[str]:
 def _regret(result: Mapping[str, Any]) -> list[str]:
     rows = [
         [
-            f"{point['sparsity']:.0%}",
+            percent(point["sparsity"]),
             number(point["regret"]["returns"]["clean_task"]),
             interval(point["regret"]["returns"]["pruning_loss"]),
             interval(point["regret"]["returns"]["robustness"]),
@@ -175,7 +175,7 @@ def _regret(result: Mapping[str, Any]) -> list[str]:
     return [
         "### Where the loss comes from",
         table(["sparsity", "clean-task term", "pruning loss", "robustness term", "robustness gain"], rows),
-        f"Regret = clean-task term (best clean return seen here, {number(best['mean'])} at {best['sparsity']:.0%}, minus "
+        f"Regret = clean-task term (best clean return seen here, {number(best['mean'])} at {percent(best['sparsity'])}, minus "
         "dense) + pruning loss (dense minus pruned, clean) + robustness term (clean minus worst; attacks bound it from below "
         "only). Pruning pays where the robustness gain exceeds the pruning loss.",
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sb3_prune_robust.attacks.registry import is_fitted_attack
 from sb3_prune_robust.evaluation.actions import actions_section
-from sb3_prune_robust.evaluation.tables import number, table
+from sb3_prune_robust.evaluation.tables import at_least, at_most, number, percent, table
 
 
 def certified_sections(record: Mapping[str, Any]) -> list[str]:
@@ -46,7 +46,7 @@ def _returns(points: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
         return ["### Certified returns", "With eps = 0 there is no adversary to certify against."]
     radii = [at["eps"] for at in known[0][1]["curve"]]
     header = ["sparsity", "clean", *(f"eps {radius:.3g}" for radius in radii), "eps for half", "discounted"]
-    rows = [[f"{level:.0%}", number(one["clean"]), *map(_at_radius, one["curve"]), *_half(one)] for level, one in known]
+    rows = [[percent(level), number(one["clean"]), *map(_at_radius, one["curve"]), *_half(one)] for level, one in known]
     return [
         "### Certified returns",
         "![Certified and attacked return over eps and sparsity](certified.png)",
@@ -82,7 +82,7 @@ def _smoothing(known: Sequence[tuple[float, Mapping[str, Any]]], radii: Sequence
         return []
     header = ["sparsity", "clean", *(f"eps {radius:.3g}" for radius in radii), "eps for half"]
     cells = [
-        [f"{level:.0%}", number(one["clean"]), *(f">= {number(x)}" for x in one["lower"]), _radius(one["half_eps"])]
+        [percent(level), number(one["clean"]), *(f">= {at_least(x)}" for x in one["lower"]), _radius(one["half_eps"])]
         for level, one in rows
     ]
     return [
@@ -93,12 +93,12 @@ def _smoothing(known: Sequence[tuple[float, Mapping[str, Any]]], radii: Sequence
 
 
 def _radius(value: float | None) -> str:
-    return "-" if value is None else "none" if value == 0 else f"{value:.3g}"
+    return "-" if value is None else "none" if value == 0 else at_least(value, 3)
 
 
 def _at_radius(at: Mapping[str, Any]) -> str:
     attacked = "-" if at["attacked"] is None else number(at["attacked"])
-    return f">= {number(at['lower'])} {_initial(at['method'])} \\| {attacked}"
+    return f">= {at_least(at['lower'])} {_initial(at['method'])} \\| {attacked}"
 
 
 def _initial(method: str) -> str:
@@ -109,14 +109,14 @@ def _half(one: Mapping[str, Any]) -> list[str]:
     half, discounted = one["half"]["eps"], one["discounted"]
     return [
         _radius(half),
-        f">= {number(discounted['lower'])} {_initial(discounted['method'])} (clean {number(discounted['clean'])})",
+        f">= {at_least(discounted['lower'])} {_initial(discounted['method'])} (clean {number(discounted['clean'])})",
     ]
 
 
 def _tightness(points: Sequence[Mapping[str, Any]]) -> list[str]:
     pairs = [(point["sparsity"], point["certificate"]["tightness"]) for point in points]
     header = ["sparsity", *(f"eps {pair['eps']:.3g}" for pair in pairs[0][1])]
-    rows = [[f"{level:.0%}", *(f"{p['certified']:.4f} \\| {p['attacked']:.4f}" for p in found)] for level, found in pairs]
+    rows = [[percent(level), *(f"{p['certified']:.4f} \\| {p['attacked']:.4f}" for p in found)] for level, found in pairs]
     return [
         "### How tight the bounds are",
         table(header, rows),
@@ -126,7 +126,7 @@ def _tightness(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _certificates(points: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
     methods = list(points[0]["certificate"]["tv"]["by_method"])
-    rows = [[f"{point['sparsity']:.0%}", *_certificate_row(point["certificate"], methods)] for point in points]
+    rows = [[percent(point["sparsity"]), *_certificate_row(point["certificate"], methods)] for point in points]
     rows[0][-2:] = ["-", "-"]  # of the dense agent against itself
     header = [
         "sparsity",
@@ -160,7 +160,7 @@ def _greedy(points: Sequence[Mapping[str, Any]]) -> str:
     shares = [(point["sparsity"], point["certificate"]["tv"]["greedy_unchanged"]) for point in points]
     if shares[0][1] is None:
         return ""
-    listed = ", ".join(f"{share:.1%} at {level:.0%}" for level, share in shares)
+    listed = ", ".join(f"{share:.1%} at {percent(level)}" for level, share in shares)
     return f"- Visited states whose likeliest action provably cannot change, by sparsity: {listed}.\n"
 
 
@@ -170,7 +170,7 @@ def _certificate_row(certificate: Mapping[str, Any], methods: Sequence[str]) -> 
     return [
         *(f"{tv['by_method'][method]:.4f}" for method in methods),
         f"{tv['mean']:.4f}",
-        "-" if visited[0] is None else f"<= {max(one['upper'] for one in visited):.4f}",
+        "-" if visited[0] is None else f"<= {at_most(max(one['upper'] for one in visited))}",
         _worst_loss([agent["attack_loss"] for agent in agents]),
         _least([agent["return"] for agent in agents]),
         _worst_loss([agent["pruning_loss"] for agent in agents]),
@@ -183,7 +183,7 @@ def _worst_loss(losses: Sequence[Mapping[str, Any] | None]) -> str:
     if len(known) < len(losses):
         return "not certified"
     worst = max(known, key=lambda loss: float(loss["bound"]))
-    return f"<= {number(worst['bound'])}{' (vacuous)' if worst['vacuous'] else ''}"
+    return f"<= {at_most(worst['bound'])}{' (vacuous)' if worst['vacuous'] else ''}"
 
 
 def _least(bounds: Sequence[Mapping[str, Any] | None]) -> str:
@@ -191,4 +191,4 @@ def _least(bounds: Sequence[Mapping[str, Any] | None]) -> str:
     if len(known) < len(bounds):
         return "not certified"
     worst = min(known, key=lambda bound: float(bound["lower"]))
-    return f">= {number(worst['lower'])}{' (vacuous)' if worst.get('vacuous') else ''}"
+    return f">= {at_least(worst['lower'])}{' (vacuous)' if worst.get('vacuous') else ''}"

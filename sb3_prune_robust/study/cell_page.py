@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sb3_prune_robust.evaluation.statistics import mean_interval
-from sb3_prune_robust.evaluation.tables import interval, number, table
+from sb3_prune_robust.evaluation.tables import at_least, interval, number, table
 from sb3_prune_robust.study.cells import Cell
 
 Record = Mapping[str, Any]
@@ -116,7 +116,7 @@ def _certified_return(record: Record) -> list[str]:
         return [f"The return is not certified: {found['not_certified']}."]
     return [
         f"Half of the clean return ({number(found['clean'])}; {found['quantity']}) is certified against every adversary up to "
-        f"**eps = {found['half_eps']:.3g}** (method: {found['method']}; confidence {found['confidence']:g}; "
+        f"**eps = {at_least(found['half_eps'], 3)}** (method: {found['method']}; confidence {found['confidence']:g}; "
         f"{found['n_episodes']} episodes){_whose(record)}.",
     ]
 

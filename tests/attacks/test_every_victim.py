@@ -19,9 +19,11 @@ from sb3_prune_robust.actor import Actor
 from sb3_prune_robust.attacks import MAD, PAAD, PGD, SARL, Attack, Budget, CriticAttack, RandomAttack, RobustSarsa, Snooping
 from sb3_prune_robust.attacks.engines import NetworkReader, outputs_at
 from sb3_prune_robust.attacks.objectives import analytic_objective, autograd_objective
+from sb3_prune_robust.attacks.q_descent import QDescent
+from sb3_prune_robust.attacks.robust_q import QFunction
 from sb3_prune_robust.evaluation import rollout
 from sb3_prune_robust.evaluation.rollouts import NoAttackError
-from sb3_prune_robust.network import UnsupportedNetworkError, action_network
+from sb3_prune_robust.network import TANH, Network, UnsupportedNetworkError, action_network
 
 BUFFER = {"buffer_size": 200}
 ALGORITHMS: dict[str, tuple[Any, str, dict[str, Any]]] = {
@@ -541,3 +543,49 @@ def test_pixels_are_rounded_towards_the_true_ones(norm: str) -> None:
     assert 0 < size <= eps and np.array_equal(change, np.rint(change))
     if norm == "linf":
         assert set(np.unique(change)) == {-2, -1, 0, 1, 2}  # 2.6 is 2, not 3
+
+
+class Wide(gym.Env[Any, Any]):
+    """So many inputs that random starts find little."""
+
+    observation_space = gym.spaces.Box(-9, 9, (30,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(30, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(30, np.float32), 0.0, False, False, {}
+
+
+class ValueIsTheAction(th.nn.Module):
+    def forward(self, observation: Any, action: Any) -> Any:
+        return (action[:, :1] + 0 * observation[:, :1],)
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+
+def test_a_saturated_tanh_does_not_blind_the_attacks() -> None:
+    """The worst action is -1; +1 is played with a tanh that has no slope in float32. What MAD reaches these must reach."""
+    policy = TD3("MlpPolicy", Wide(), seed=0, buffer_size=10, policy_kwargs=dict(net_arch=[64, 64]), device="cpu").policy
+    policy.set_training_mode(False)
+    with th.no_grad():
+        policy.actor.mu[-2].weight.mul_(400)
+    states = np.random.default_rng(0).standard_normal((300, 30)).astype(np.float32)
+    states = states[policy.actor.mu[:-1](th.as_tensor(states)).detach().numpy()[:, 0] > 9.5]
+    policy.critic = ValueIsTheAction()
+    first, last = np.zeros((64, 31), np.float32), np.zeros((1, 64), np.float32)
+    first[0, 30], last[0, 0] = 0.5, 1.0  # rises with the action alone
+    biases = (np.zeros(64, np.float32), np.zeros(64, np.float32), np.zeros(1, np.float32))
+    q = QFunction(
+        Network((first, np.eye(64, dtype=np.float32), last), biases, (TANH, TANH)), np.zeros(30), np.ones(30), 1.0, 0.0
+    )
+    settings: dict[str, Any] = dict(seed=0, deterministic=True)
+    attacks = (
+        MAD(0.4, **settings),
+        CriticAttack(0.4, **settings),
+        QDescent(0.4, q=q, ratio=0.0, restarts=2, step_size=0.25, **settings),
+    )
+    lowered = [float(np.mean(policy.predict(attack(policy, states), deterministic=True)[0] < 0)) for attack in attacks]
+    assert len(states) > 50 and lowered[0] > 0.9 and min(lowered[1:]) > lowered[0] - 0.1, lowered

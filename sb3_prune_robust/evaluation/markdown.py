@@ -50,8 +50,8 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
 
 
 def _pruned_before(record: Mapping[str, Any]) -> list[str]:
-    if not any(model["sparsity_as_given"] for model in record["models"]):
-        return []
+    if record["kind"] == "demo" or not any(model["sparsity_as_given"] for model in record["models"]):
+        return []  # the demo keeps its agent of each sparsity, the dense one among them
     return ["Zeros there were before: the row of 0 %, and what is called the dense agent here, is the agent as it was given."]
 
 
@@ -117,7 +117,7 @@ def _mode(mode: str, result: Mapping[str, Any], record: Mapping[str, Any]) -> li
     rows = [
         [
             percent(point["sparsity"]),
-            percent(point["reached"]["total"]),
+            f"{point['reached']['total']:.1%}",
             interval(point["clean"]),
             *(interval(point["attacks"][name]) for name in attacks),
             f"{number(point['worst']['mean'])} ({point['worst']['attack'] or SEVERAL})",

@@ -1,7 +1,11 @@
 """Numbers as the reports show them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from sb3_prune_robust.evaluation.markdown import write_markdown
 from sb3_prune_robust.evaluation.tables import at_least, at_most, number, percent
 
 
@@ -30,3 +34,10 @@ def test_numbers_are_rounded_to_the_nearest() -> None:
 def test_sparsities_near_one_are_told_apart() -> None:
     shown = [percent(share) for share in (0.0, 0.3, 0.975, 0.984, 0.995, 0.998)]
     assert shown == ["0%", "30%", "97.5%", "98.4%", "99.5%", "99.8%"]
+
+
+def test_the_report_of_the_demo_that_is_shown_is_made_of_its_record() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "results" / "demo"
+    written = write_markdown(json.loads((folder / "report.json").read_text()))
+    assert written == (folder / "report.md").read_text()
+    assert "Zeros there were before" not in written  # the demo has kept its dense agent

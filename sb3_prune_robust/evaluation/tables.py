@@ -41,7 +41,8 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
     if value == 0 or not math.isfinite(value):
         return number(value)
     last = min(math.floor(math.log10(abs(value))) + 1 - digits, 0)  # exponent of the last digit shown
-    return number(float(Decimal(value).quantize(Decimal(1).scaleb(last), rounding)))
+    exact = Decimal(f"{value:.12g}")  # 0.01 / 0.2 is a little less than 0.05 in floating point
+    return number(float(exact.quantize(Decimal(1).scaleb(last), rounding)))
 
 
 def percent(share: float) -> str:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -17,7 +18,6 @@ from torch import nn
 from sb3_prune_robust.layers import LipschitzProjection, weight_masks
 from sb3_prune_robust.network import UnsupportedNetworkError, read_layers
 from sb3_prune_robust.policies.copying import copy_policy, parts
-from sb3_prune_robust.pruning.schedules import REAL
 
 DEFAULT_LIPSCHITZ = 20.0
 DEFAULT_ACTOR_LIPSCHITZ = 100.0  # of off-policy actors: 20 costs SAC and TD3 return (docs/learning.md)
@@ -143,7 +143,7 @@ def check_lipschitz(lipschitz: float | None, name: str = "lipschitz") -> None:
     :param name: name of the argument, for the message
     :raises ValueError: if it is neither ``None`` nor a positive finite number
     """
-    is_number = isinstance(lipschitz, REAL) and not isinstance(lipschitz, bool)
+    is_number = isinstance(lipschitz, (int, float, np.integer, np.floating)) and not isinstance(lipschitz, bool)
     if lipschitz is not None and not (is_number and 0 < lipschitz < math.inf):
         raise ValueError(f"{name} must be a positive finite number, or None for no bound; got {lipschitz!r}")
 

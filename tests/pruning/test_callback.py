@@ -306,6 +306,7 @@ def test_a_ramp_that_lies_behind_a_continued_training_is_warned_of():
         warnings.simplefilter("error")  # neither what is pruned already, nor what is asked for at once anyway
         model.learn(256, callback=PruningCallback(0.8), reset_num_timesteps=False)
         model.learn(256, callback=PruningCallback(0.9, schedule="one_shot"), reset_num_timesteps=False)
+    assert sparsity(model)["actor"] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_a_loaded_plain_policy_keeps_its_zeros_with_a_callback_that_asks_for_no_more(tmp_path):

@@ -206,22 +206,36 @@ class FittedAttack(Attack):
         :raises ValueError: if environment and victim do not fit together, or the checkpoint is of another fit
         :raises UnsupportedNetworkError: if the victim is recurrent
         """
+        self.check(model, env)
         policy = getattr(model, "policy", model)
-        if not isinstance(env, VecEnv):
-            raise TypeError(f"env must be a VecEnv, got {type(env).__name__}; see make_vec_env or DummyVecEnv")
-        if hasattr(policy, "lstm_actor"):
-            raise UnsupportedNetworkError(f"{type(policy).__name__} has a memory; attacks are fitted on victims without one")
         folder = None if checkpoint is None else Path(checkpoint)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         policy.set_training_mode(False)
         with frozen(env):
-            AdversarialVecEnv(env, model, self)  # refuses what does not fit together
-            _check_vectors(policy, env.reset())
             meter = Meter(budget or self.default_budget)
             self._fit(policy, env, meter, folder, on_progress or _nothing)
         self.cost = meter.cost
         return self
+
+    def check(self, model: Any, env: VecEnv) -> None:
+        """
+        Refuse a victim that :meth:`fit` would refuse; the environments are reset, and nothing is learned.
+
+        :param model: the victim
+        :param env: environments, as :meth:`fit` takes them
+        :raises TypeError: if ``env`` is no VecEnv, or ``model`` no model
+        :raises ValueError: if environment and victim do not fit together
+        :raises UnsupportedNetworkError: if the victim is recurrent, or sees something other than vectors of floats
+        """
+        policy = getattr(model, "policy", model)
+        if not isinstance(env, VecEnv):
+            raise TypeError(f"env must be a VecEnv, got {type(env).__name__}; see make_vec_env or DummyVecEnv")
+        if hasattr(policy, "lstm_actor"):
+            raise UnsupportedNetworkError(f"{type(policy).__name__} has a memory; attacks are fitted on victims without one")
+        with frozen(env):
+            AdversarialVecEnv(env, model, self)  # refuses what does not fit together
+            _check_vectors(policy, env.reset())
 
     @abstractmethod
     def _fit(

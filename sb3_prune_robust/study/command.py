@@ -16,7 +16,7 @@ from sb3_prune_robust.study.plan import Estimate, State, all_tasks, collect, lef
 from sb3_prune_robust.study.report import cell_page, to_html, write_report
 from sb3_prune_robust.study.runner import Local, WorkersDiedError, default_workers, run_stages
 from sb3_prune_robust.study.store import StudyStore
-from sb3_prune_robust.study.training import check_entries
+from sb3_prune_robust.study.training import check_kinds
 from sb3_prune_robust.study.worker import DiskFullError, full_disk_told
 
 
@@ -55,11 +55,11 @@ def run(
 
 
 def _read(config: str, environments: Sequence[str] | None) -> Study:
-    """The study, or its part in some environments, each kind of training set up once."""
+    """The study, or its part in some environments, each kind of training and attack tried."""
     study = read_study(config)
     study = study if environments is None else study.only(environments)
     check_environments(study)
-    check_entries([study.key(cell) for cell in study.cells])
+    check_kinds(study)
     return study
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_prune_robust.attacks.registry import expand, is_fitted_attack
-from sb3_prune_robust.evaluation.rollouts import rollout
+from sb3_prune_robust.attacks.registry import expand, is_fitted_attack, make_attack
+from sb3_prune_robust.evaluation.rollouts import NoAttackError, rollout
 from sb3_prune_robust.study.config import Attacks, Study
 from sb3_prune_robust.study.measure import N_ENVS, SEED
 from sb3_prune_robust.study.plan import Estimate
 from sb3_prune_robust.study.store import StudyStore, Task
-from sb3_prune_robust.study.training import FINAL, make_entry, train
+from sb3_prune_robust.study.training import FINAL, Trained, make_entry, train
 
 _PROBE_STEPS, _PROBE_EPISODE = 4_000, 200
+_PROBE_STARTS = 100  # learning_starts of an off-policy algorithm: most steps of the probe must learn, as most of a training do
+_PROBE_ATTACKED, _PROBE_EPS = 8, 0.05  # few enough steps that hardly an episode ends before
 
 
 def estimated(study: Study, store: StudyStore, missing: Sequence[Task], known: Estimate) -> tuple[float, int]:
@@ -44,23 +47,47 @@ def estimated(study: Study, store: StudyStore, missing: Sequence[Task], known: E
 
 
 def _probe(study: Study, task: Task, is_trained: bool) -> float:
-    """A short training, a few steps of play, and arithmetic: within a factor of two, no better."""
+    """A short training, a few steps of play and of each attack, and arithmetic: within a factor of two, no better."""
     key: Mapping[str, Any] = study.key(task.cell)
-    steps = int(make_entry(key)["n_timesteps"])
-    short = {**key, "algorithm": {**key["algorithm"], "n_timesteps": min(steps, _PROBE_STEPS)}}
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.process_time()
-        trained = train(short, Path(folder), N_ENVS)
-        per_step = (time.process_time() - started) / trained.about["timesteps"]
-        started = time.process_time()
-        played = rollout(trained.model, trained.venv, N_ENVS, seed=SEED, max_steps=_PROBE_EPISODE)
-        per_played = (time.process_time() - started) / played.lengths.sum()
-        trained.venv.close()
+    entry = make_entry(key)
     attacks = study.evaluation if task.stage == "short" else study.strong
     assert attacks is not None
-    n_eps, longest = len(study.environments[task.cell.env].eps), _longest(trained.venv)
-    played_steps = longest * (attacks.n_episodes * (2 + n_eps * len(expand(attacks.attacks))) + study.evaluation.n_certified)
-    return (0 if is_trained else steps * per_step) + played_steps * per_played + n_eps * _learning(attacks, per_played)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.process_time()
+        trained = train({**key, "algorithm": {**key["algorithm"], **_shortened(entry)}}, Path(folder), N_ENVS)
+        training = (time.process_time() - started) / trained.about["timesteps"] * int(entry["n_timesteps"])
+        clean = _clean(trained)
+        attacked = _attacked(trained, expand(attacks.attacks), study.evaluation.norm, clean)
+        trained.venv.close()
+    n_eps = len(study.environments[task.cell.env].eps)
+    played = attacks.n_episodes * (2 * clean + n_eps * sum(attacked.values())) + study.evaluation.n_certified * clean
+    return (0 if is_trained else training) + _longest(trained.venv) * played + n_eps * _learning(attacks, attacked)
+
+
+def _shortened(entry: Mapping[str, Any]) -> dict[str, Any]:
+    short = {"n_timesteps": min(int(entry["n_timesteps"]), _PROBE_STEPS)}
+    return short | ({"learning_starts": _PROBE_STARTS} if "learning_starts" in entry else {})
+
+
+def _clean(trained: Trained) -> float:
+    """Seconds of a step of clean play."""
+    started = time.process_time()
+    played = rollout(trained.model, trained.venv, N_ENVS, deterministic=True, seed=SEED, max_steps=_PROBE_EPISODE)
+    return (time.process_time() - started) / int(played.lengths.sum())
+
+
+def _attacked(trained: Trained, attacks: Sequence[str], norm: str, clean: float) -> dict[str, float]:
+    """Seconds of a step under each attack; one that learns counts as the dearest of the others."""
+    tried = {name: _under(trained, name, norm) for name in attacks if not is_fitted_attack(name)}
+    return dict.fromkeys(attacks, max([clean, *tried.values()])) | tried
+
+
+def _under(trained: Trained, name: str, norm: str) -> float:
+    attack, steps = make_attack(name, _PROBE_EPS, norm, seed=SEED), _PROBE_ATTACKED
+    started = time.process_time()
+    with contextlib.suppress(NoAttackError):  # raised when all is played
+        rollout(trained.model, trained.venv, N_ENVS, attack=attack, deterministic=True, seed=SEED, max_steps=steps)
+    return (time.process_time() - started) / (N_ENVS * steps)
 
 
 def _longest(venv: Any) -> float:
@@ -68,11 +95,14 @@ def _longest(venv: Any) -> float:
     return float(spec.max_episode_steps or 1000)
 
 
-def _learning(attacks: Attacks, per_step: float) -> float:
+def _learning(attacks: Attacks, attacked: Mapping[str, float]) -> float:
     """Seconds of the attacks that learn: their budgets."""
-    n = sum(is_fitted_attack(name) for name in expand(attacks.attacks))
+    return sum(_budget(attacks, seconds) for name, seconds in attacked.items() if is_fitted_attack(name))
+
+
+def _budget(attacks: Attacks, per_step: float) -> float:
     limits = [
         attacks.attack_seconds,
         None if attacks.attack_steps is None else 2 * attacks.attack_steps * per_step,  # learning costs as much as playing
     ]
-    return n * min((one for one in limits if one is not None), default=120.0)
+    return min((one for one in limits if one is not None), default=120.0)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization, unwrap_vec_normalize
 
+from sb3_prune_robust.attacks.base import Attack
+from sb3_prune_robust.attacks.fitting import FittedAttack
+from sb3_prune_robust.attacks.registry import expand, make_attack
 from sb3_prune_robust.evaluation.identity import normal_form
+from sb3_prune_robust.evaluation.rollouts import NoAttackError, rollout
 from sb3_prune_robust.pruning import sparsity
+from sb3_prune_robust.study.config import Study
 from sb3_prune_robust.study.files import read_checked, write_checked
 from sb3_prune_robust.tuning.algorithms import register_algorithms
 from sb3_prune_robust.tuning.entries import with_lipschitz
@@ -34,6 +39,7 @@ from sb3_prune_robust.tuning.entries import with_lipschitz
 CHECKPOINT_SECONDS = 60.0  # of wall time: what a kill costs at most
 _MODEL, _STATISTICS, _BUFFER, _ABOUT = "model.zip", "vecnormalize.pkl", "replay_buffer.pkl", "about.json"
 FINAL = "final"
+_TRIED_EPS = 0.01  # whether an attack covers a victim does not depend on it
 _SEED_OF_RESUMED = 2**28  # far from the seeds of held-out episodes
 
 Entry = dict[str, Any]
@@ -118,21 +124,36 @@ def train(key: Mapping[str, Any], folder: Path, n_envs: int, on_progress: Say = 
     return Trained(model, venv, {name: value for name, value in about.items() if name not in ("key", "files")})
 
 
-def check_entries(keys: Sequence[Mapping[str, Any]]) -> None:
+def check_kinds(study: Study) -> None:
     """
-    Set up each kind of training, so that what cannot work is said before hours are spent on others.
+    Set up each kind of training and try each attack on it, so that what cannot work is said before hours are spent on others.
 
-    :param keys: as :meth:`~sb3_prune_robust.study.config.Study.key` gives them
+    :param study: the study
     :raises ValueError: with the environment, algorithm and policy, and what is wrong
     """
     register_algorithms()
-    kinds = {tuple(key["cell"][axis] for axis in ("env", "algorithm", "policy")): key for key in keys}
+    attacks = {name for one in (study.evaluation, study.strong) if one is not None for name in expand(one.attacks)}
+    kinds = {(cell.env, cell.algorithm, cell.policy): study.key(cell) for cell in study.cells}
     for kind, key in kinds.items():
+        doing = "trained"
         try:
-            _set_up(key, None)[1].get_env().close()
+            model = _set_up(key, None)[1]
+            for name in sorted(attacks):
+                doing = f"attacked by {name}"
+                _try_attack(make_attack(name, _TRIED_EPS, study.evaluation.norm, seed=0), model)
+            model.get_env().close()
         except Exception as error:  # whatever an entry can make the zoo and SB3 raise
             what = " ".join(str(error).split())
-            raise ValueError(f"{', '.join(kind)} cannot be trained: {type(error).__name__}: {what}") from error
+            raise ValueError(f"{', '.join(kind)} cannot be {doing}: {type(error).__name__}: {what}") from error
+
+
+def _try_attack(attack: Attack, model: Any) -> None:
+    venv = model.get_env()
+    if isinstance(attack, FittedAttack):
+        attack.check(model, venv)
+    else:
+        with contextlib.suppress(NoAttackError):  # an untrained agent may give it nothing to change
+            rollout(model, venv, venv.num_envs, attack=attack, deterministic=True, max_steps=1)
 
 
 def _set_up(key: Mapping[str, Any], checkpoint: Path | None) -> tuple[Any, Any]:

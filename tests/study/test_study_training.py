@@ -80,9 +80,22 @@ def test_an_agent_of_another_cell_is_not_taken_for_this_ones(tmp_path):
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is():
-    keys = [study.key(task.cell) for study, task in [first(with_entry(n_step=5))]]
+    study = make_study(with_entry(n_step=5))
     with pytest.raises(ValueError, match=r"CartPole-v1, ppo, plain cannot be trained: TypeError.*n_step"):
-        training.check_entries(keys)
+        training.check_kinds(study)
+
+
+@pytest.mark.parametrize("where", ["evaluation", "strong"])
+def test_what_an_attack_does_not_cover_is_said_before_anything_is_trained(where):
+    source = changed(algorithms={"ppo_lstm": {}}, grid=[{"algorithms": ["ppo_lstm"], "sparsities": [0], "seeds": [0]}])
+    source[where] = {"attacks": ["mad", "pa-ad"], "attack_steps": 100}
+    with pytest.raises(ValueError, match=r"CartPole-v1, ppo_lstm, plain cannot be attacked by pa-ad: Unsupported.*memory"):
+        training.check_kinds(make_study(source))
+
+
+def test_what_its_attacks_cover_is_not_refused():
+    strong = {"attacks": ["strong"], "attack_steps": 100}
+    training.check_kinds(make_study({**NORMALIZED, "strong": strong}))
 
 
 def test_a_bound_joins_the_entrys_own_policy_arguments():

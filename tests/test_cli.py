@@ -370,6 +370,16 @@ def test_interrupting_says_so_in_one_line_and_leaves_nothing(files: Files, tmp_p
     assert list(out.iterdir()) == []
 
 
+def test_an_interrupt_inside_evaluated_code_ends_with_the_same_code(tmp_path: Path) -> None:
+    (tmp_path / "interrupting.py").write_text("exec('raise KeyboardInterrupt')")  # as dataclasses and namedtuples are made
+    arguments = ["audit", "a.zip", "--env", "interrupting:Never-v0", "--eps", "0.1"]
+    command = [sys.executable, "-m", "sb3_prune_robust", *arguments]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, "PYTHONPATH": path})
+    assert done.returncode == 130, done.stderr
+    assert "audit: interrupted" in done.stderr
+
+
 class Counted:
     """What a run in this process did."""
 

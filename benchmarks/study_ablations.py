@@ -8,11 +8,12 @@ Each agent is compared with that of its environment, sparsity and seed. Three se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from sb3_prune_robust.evaluation.tables import number, table
+from sb3_prune_robust.evaluation.tables import at_least, at_most, number, table
 from sb3_prune_robust.study.config import read_study
 from sb3_prune_robust.study.plan import collect
 from sb3_prune_robust.study.results import AXES
@@ -63,16 +64,17 @@ def rows(both: pd.DataFrame) -> list[list[object]]:
     """Of the page's table: the counterpart's figure first, the ablation's behind it."""
     lines = []
     for (env, eps, level), of in both.groupby(["env", "eps", "sparsity"], sort=False):
-        clean, worst, tv = (f"{number(of[f'{name}_usual'].mean())}; {number(of[name].mean())}" for name in MEASURED[:3])
+        clean, worst = (f"{number(of[f'{name}_usual'].mean())}; {number(of[name].mean())}" for name in MEASURED[:2])
         by_seed = "; ".join(", ".join(f"{value:.0f}" for value in of[name]) for name in ("worst_usual", "worst"))
         higher = f"{(of['worst'] > of['worst_usual']).sum()} of {len(of)}"
-        half = "; ".join(_half(of[name]) for name in ("half_eps_usual", "half_eps"))
+        tv = "; ".join(_certified(of[name], at_most) for name in ("tv:best_usual", "tv:best"))
+        half = "; ".join(_certified(of[name], at_least) for name in ("half_eps_usual", "half_eps"))
         lines.append([env, f"{eps:g}", f"{level:g}", len(of), clean, worst, by_seed, higher, tv, half])
     return lines
 
 
-def _half(values: pd.Series) -> str:
-    return "-" if values.isna().any() else f"{values.mean():.2g}"
+def _certified(values: pd.Series, rounded: Callable[[float, int], str]) -> str:
+    return "-" if values.isna().any() else rounded(float(values.mean()), 3)
 
 
 def write(frame: pd.DataFrame) -> str:
@@ -81,7 +83,8 @@ def write(frame: pd.DataFrame) -> str:
         "# Ablations\n\nWritten by `python benchmarks/study_ablations.py` from `docs/study/results`. Figures twice: that of "
         "the main comparison, then that of the ablation, the mean of agents of the same seeds; *worst* is the lowest mean "
         "return over the short attacks, *tv, best* the mean bound on total variation at this eps, *half eps* the one at which "
-        "half of the clean return is certified (-: not of each agent). Three seeds say little: nothing here is a verdict."
+        "half of the clean return is certified (-: not certified of each agent; certified means are rounded outward). Three "
+        "seeds say little: nothing here is a verdict."
     ]
     for title, *how in COMPARISONS:
         found = rows(pairs(frame, *how))

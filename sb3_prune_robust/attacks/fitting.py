@@ -236,6 +236,10 @@ class FittedAttack(Attack):
         with frozen(env):
             AdversarialVecEnv(env, model, self)  # refuses what does not fit together
             _check_vectors(policy, env.reset())
+        self._check_policy(policy)
+
+    def _check_policy(self, policy: Any) -> None:
+        """Refuse what this attack does not cover."""
 
     @abstractmethod
     def _fit(

@@ -108,6 +108,9 @@ class RobustSarsa(FittedAttack):
         assert self._descent is not None
         return self._descent.perturb(policy, ball)
 
+    def _check_policy(self, policy: Any) -> None:
+        choices(policy.action_space)
+
     def _fit(self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: OnProgress) -> None:
         fit = Fit(meter, checkpoint, self._identity(policy, env), on_progress)
         self.tried, self._slowest = [], 0.0

@@ -83,6 +83,9 @@ class Snooping(FittedAttack):
             raise ValueError(f"obs has {ball.center.shape[1]} entries; the copy was made of a victim that has {expected}")
         return self._mad.perturb(self._copy, ball)
 
+    def _check_policy(self, policy: Any) -> None:
+        choices(policy.action_space)
+
     def _fit(self, policy: Any, env: VecEnv, meter: Meter, checkpoint: Path | None, on_progress: OnProgress) -> None:
         nvec = choices(policy.action_space)
         fit = Fit(meter, checkpoint, self._identity(policy, env), on_progress)

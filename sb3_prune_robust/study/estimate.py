@@ -19,7 +19,7 @@ from sb3_prune_robust.study.training import FINAL, Trained, make_entry, train
 
 _PROBE_STEPS, _PROBE_EPISODE = 4_000, 200
 _PROBE_STARTS = 100  # learning_starts of an off-policy algorithm: most steps of the probe must learn, as most of a training do
-_PROBE_ATTACKED, _PROBE_EPS = 8, 0.05  # few enough steps that hardly an episode ends before
+_PROBE_ATTACKED, _PROBE_EPS = 30, 0.05
 
 
 def estimated(study: Study, store: StudyStore, missing: Sequence[Task], known: Estimate) -> tuple[float, int]:
@@ -55,7 +55,8 @@ def _probe(study: Study, task: Task, is_trained: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         trained = train({**key, "algorithm": {**key["algorithm"], **_shortened(entry)}}, Path(folder), N_ENVS)
-        training = (time.process_time() - started) / trained.about["timesteps"] * int(entry["n_timesteps"])
+        learning = int(entry["n_timesteps"]) - int(entry.get("learning_starts", 0))  # the steps before cost next to nothing
+        training = (time.process_time() - started) / trained.about["timesteps"] * max(0, learning)
         clean = _clean(trained)
         attacked = _attacked(trained, expand(attacks.attacks), study.evaluation.norm, clean)
         trained.venv.close()
@@ -83,11 +84,12 @@ def _attacked(trained: Trained, attacks: Sequence[str], norm: str, clean: float)
 
 
 def _under(trained: Trained, name: str, norm: str) -> float:
-    attack, steps = make_attack(name, _PROBE_EPS, norm, seed=SEED), _PROBE_ATTACKED
-    started = time.process_time()
+    attack = make_attack(name, _PROBE_EPS, norm, seed=SEED, deterministic=True)
+    how: dict[str, Any] = dict(attack=attack, deterministic=True, seed=SEED, max_steps=_PROBE_ATTACKED)
+    started, steps = time.process_time(), N_ENVS * _PROBE_ATTACKED
     with contextlib.suppress(NoAttackError):  # raised when all is played
-        rollout(trained.model, trained.venv, N_ENVS, attack=attack, deterministic=True, seed=SEED, max_steps=steps)
-    return (time.process_time() - started) / (N_ENVS * steps)
+        steps = int(rollout(trained.model, trained.venv, N_ENVS, **how).lengths.sum())
+    return (time.process_time() - started) / steps
 
 
 def _longest(venv: Any) -> float:

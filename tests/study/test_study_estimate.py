@@ -1,7 +1,10 @@
 """How long a study takes, before any of its cells is finished."""
 
+import numpy as np
+import pytest
 from small import changed, first
 
+from sb3_prune_robust.evaluation.rollouts import NoAttackError
 from sb3_prune_robust.study import estimate
 from sb3_prune_robust.study.plan import Estimate, short_tasks
 from sb3_prune_robust.study.store import StudyStore
@@ -34,3 +37,22 @@ def test_an_attack_that_learns_counts_as_the_dearest_of_the_others(monkeypatch):
     attacked = estimate._attacked(None, ["random", "pa-ad", "mad"], "linf", 2.0)
     assert attacked == {"random": 1.0, "pa-ad": 5.0, "mad": 5.0}
     assert estimate._attacked(None, ["pa-ad"], "linf", 2.0) == {"pa-ad": 2.0}
+
+
+@pytest.mark.parametrize(("lengths", "per_step"), [([10, 30], 0.1), (None, 4 / (estimate.N_ENVS * estimate._PROBE_ATTACKED))])
+def test_the_seconds_under_an_attack_are_those_of_a_step(monkeypatch, lengths, per_step):
+    """Of those played; if the attack changed nothing, it is not known how many these were, but at most."""
+    clock = iter([1.0, 5.0])
+
+    class Played:
+        model = venv = None
+
+    def rollout(*args, **kwargs):
+        if lengths is None:
+            raise NoAttackError
+        Played.lengths = np.array(lengths)
+        return Played
+
+    monkeypatch.setattr(estimate, "rollout", rollout)
+    monkeypatch.setattr(estimate.time, "process_time", lambda: next(clock))
+    assert estimate._under(Played, "mad", "linf") == pytest.approx(per_step)

@@ -4,8 +4,10 @@ import multiprocessing
 import shutil
 import signal
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from small import SMALL, changed, first, with_entry, work_and_die
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
@@ -85,11 +87,48 @@ def test_what_cannot_be_trained_is_said_before_anything_is():
         training.check_kinds(study)
 
 
-@pytest.mark.parametrize("where", ["evaluation", "strong"])
-def test_what_an_attack_does_not_cover_is_said_before_anything_is_trained(where):
-    source = changed(algorithms={"ppo_lstm": {}}, grid=[{"algorithms": ["ppo_lstm"], "sparsities": [0], "seeds": [0]}])
-    source[where] = {"attacks": ["mad", "pa-ad"], "attack_steps": 100}
-    with pytest.raises(ValueError, match=r"CartPole-v1, ppo_lstm, plain cannot be attacked by pa-ad: Unsupported.*memory"):
+LSTM = changed(algorithms={"ppo_lstm": {}}, grid=[{"algorithms": ["ppo_lstm"], "sparsities": [0], "seeds": [0]}])
+UNCOVERED = "CartPole-v1, ppo_lstm, plain cannot be attacked by pa-ad: Unsupported.*memory"
+
+
+def test_what_an_attack_does_not_cover_is_said_before_anything_is_trained():
+    study = make_study({**LSTM, "evaluation": {"attacks": ["mad", "pa-ad"], "attack_steps": 100}})
+    with pytest.raises(ValueError, match=UNCOVERED):
+        training.check_kinds(study)
+
+
+def test_what_a_strong_attack_does_not_cover_is_warned_of_since_all_else_can_be_done():
+    study = make_study({**LSTM, "strong": {"attacks": ["pa-ad"], "attack_steps": 100}})
+    with pytest.warns(training.UncoveredAttackWarning, match=UNCOVERED):
+        training.check_kinds(study)
+
+
+class Switches(gym.Env):
+    """Three switches to set."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.MultiBinary(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action.sum()), False, True, {}
+
+
+@pytest.fixture
+def switches():
+    gym.register("Switches-v0", Switches)
+    yield "Switches-v0"
+    del gym.registry["Switches-v0"]
+
+
+@pytest.mark.parametrize("attack", ["mad", "robust-sarsa", "snooping"])
+def test_attacks_are_tried_as_they_are_used(switches, attack):
+    evaluation = {"attacks": ["random", attack], "attack_steps": 100}  # of the mode of the policy, which mad then asks for
+    source = changed(environments={switches: {"entry": {"n_timesteps": 100}, "eps": [0.1]}}, evaluation=evaluation)
+    with pytest.raises(ValueError, match=f"Switches-v0, ppo, plain cannot be attacked by {attack}: "):
         training.check_kinds(make_study(source))
 
 

@@ -47,7 +47,7 @@ def estimated(study: Study, store: StudyStore, missing: Sequence[Task], known: E
 
 
 def _probe(study: Study, task: Task, is_trained: bool) -> float:
-    """A short training, a few steps of play and of each attack, and arithmetic: within a factor of two, no better."""
+    """A short training, a few steps of play, clean and attacked, and arithmetic: within a factor of two, no better."""
     key: Mapping[str, Any] = study.key(task.cell)
     entry = make_entry(key)
     attacks = study.evaluation if task.stage == "short" else study.strong
